@@ -1,0 +1,87 @@
+//! The keep-set: which paths stay, each with its reasons.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::RootPath;
+
+/// Why a path stays: a closed list, each reason re-derivable from profile, tree and policy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reason", content = "of")]
+pub enum Reason {
+    /// A run used it (`files` of the profile), directly.
+    Touched,
+    /// A symlink that was walked on the way to a used path.
+    Walked,
+    /// The target of a kept symlink.
+    TargetOf(RootPath),
+    /// A directory above a kept path.
+    ParentOf(RootPath),
+    /// PT_INTERP of a kept ELF file.
+    InterpreterOf(RootPath),
+    /// DT_NEEDED of a kept ELF file.
+    NeededBy(RootPath),
+    /// The `#!` interpreter of a kept script.
+    ShebangOf(RootPath),
+    /// The image's directories stay: programs list them, or fail without them.
+    Directory,
+    /// What USER, WORKDIR, name resolution and the like need (`/etc/passwd`, …); says which.
+    Config(String),
+    /// Below a VOLUME of the image.
+    Volume(RootPath),
+    /// The run changed or removed it; the original stays.
+    Changed,
+    /// `--keep` or `--keep-from`; the glob.
+    Policy(String),
+}
+
+impl Reason {
+    /// The key of `kept_by_reason` in summary.json.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Touched => "touched",
+            Self::Walked => "walked",
+            Self::TargetOf(_) => "target_of",
+            Self::ParentOf(_) => "parent_of",
+            Self::InterpreterOf(_) => "interpreter_of",
+            Self::NeededBy(_) => "needed_by",
+            Self::ShebangOf(_) => "shebang_of",
+            Self::Directory => "directory",
+            Self::Config(_) => "config",
+            Self::Volume(_) => "volume",
+            Self::Changed => "changed",
+            Self::Policy(_) => "policy",
+        }
+    }
+}
+
+/// The paths that stay, each with at least one reason, the first one found first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeepSet {
+    pub paths: BTreeMap<RootPath, BTreeSet<Reason>>,
+    /// Paths that a reason would have kept and a `--drop` glob removed.
+    pub dropped: BTreeSet<RootPath>,
+}
+
+impl KeepSet {
+    /// How many paths stay for each reason (a path with two reasons counts for both).
+    pub fn by_reason(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for reason in self.paths.values().flatten() {
+            *counts.entry(reason.name().to_owned()).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+/// What the user asked to keep, drop and allow, checked and ready to apply.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Globs as in .gitignore, relative to the image's root (`/**` is everything).
+    pub keep: Vec<String>,
+    /// Globs to drop, even where something else would keep a path.
+    pub drop: Vec<String>,
+    /// Extra system calls to allow, by name.
+    pub allow: Vec<String>,
+}

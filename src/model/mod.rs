@@ -1,0 +1,18 @@
+//! Plain values that the rest of slim speaks in: paths, digests, trees, profiles, keep-sets.
+//!
+//! Opens no file, reads no clock, starts no process. Leaves formats on disk to `oci` and `emit`,
+//! decisions to `keep` and `seccomp`.
+
+mod digest;
+mod image;
+mod keep;
+mod path;
+pub mod profile;
+mod tree;
+
+pub use digest::{ChainId, DiffId, Digest, DigestError};
+pub use image::{ExposedPort, Healthcheck, ImageConfig};
+pub use keep::{KeepSet, Policy, Reason};
+pub use path::{RootPath, escape, unescape};
+pub use profile::{FirstUse, Loss, Phase, Profile, RunRecord};
+pub use tree::{ElfFacts, Facts, Node, NodeKind, Resolved, Tree, escaped};

@@ -1,0 +1,260 @@
+//! The profile: what runs of an image were seen to use, in a form that adds up.
+//!
+//! Every cell is a map from run id to that run's first user, so joining profiles is a union of
+//! maps: commutative, associative, idempotent. Counts are derived, never stored.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{ChainId, DiffId, Digest, RootPath};
+
+/// The schema name that this version writes. A newer major (`slim.profile/v2`) is refused.
+pub const SCHEMA: &str = "slim.profile/v1";
+
+/// Unknown fields of a JSON object, kept so that a round trip loses nothing.
+pub type Extra = Map<String, Value>;
+
+/// The digest of a run record (canonical JSON, see [`RunRecord::id`]).
+pub type RunId = Digest;
+
+/// What all runs of one image saw.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// `slim.profile/v1`.
+    pub schema: String,
+    pub image: ImageIdentity,
+    #[serde(default)]
+    pub runs: BTreeMap<RunId, RunRecord>,
+    /// Paths of the image (all layers applied) that were used, symlinks walked included.
+    #[serde(default)]
+    pub files: BTreeMap<RootPath, FileCell>,
+    /// Lookups that failed: never a reason to keep anything. By absolute path.
+    #[serde(default)]
+    pub missing: BTreeMap<RootPath, Access>,
+    /// Paths that the run created, changed or removed (the upper directory's witness and the
+    /// recorder's). For changed and removed ones `files` has a cell too.
+    #[serde(default)]
+    pub written: BTreeMap<RootPath, Access>,
+    /// Paths on other mounts than the image's (`/proc`, `/dev`, bind mounts).
+    #[serde(default)]
+    pub mounts: BTreeMap<RootPath, Access>,
+    /// By architecture (`x86_64`, `x86`), name (`openat`), arguments (`""`, or for example
+    /// `domain=AF_INET`): how the call was seen.
+    #[serde(default)]
+    pub syscalls: BTreeMap<String, BTreeMap<String, BTreeMap<String, Access>>>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Which image the profile is about. Names and manifest digests are aliases and join as sets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageIdentity {
+    pub config_digest: Digest,
+    pub chain_id: ChainId,
+    /// `os/architecture[/variant]`.
+    pub platform: String,
+    #[serde(default)]
+    pub names: std::collections::BTreeSet<String>,
+    #[serde(default)]
+    pub manifest_digests: std::collections::BTreeSet<Digest>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A file of the image and how it was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileCell {
+    /// The layer that holds the entry in force; absent for an implied parent directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<DiffId>,
+    /// Digest of a regular file's content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Digest>,
+    pub access: Access,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Kind of access (see [`kind`]) → run → its first user.
+pub type Access = BTreeMap<String, BTreeMap<RunId, FirstUse>>;
+
+/// Kinds of access: the keys of [`Access`]. Open-ended; these are the ones slim writes.
+pub mod kind {
+    /// Opened, for reading or writing.
+    pub const OPEN: &str = "open";
+    /// Executed (the binary, its `#!` interpreter, its ELF interpreter).
+    pub const EXEC: &str = "exec";
+    /// A directory opened or listed.
+    pub const LIST: &str = "list";
+    /// Looked at without opening: stat, access, readlink, chdir, statfs, getxattr, O_PATH …
+    pub const STAT: &str = "stat";
+    /// A symlink walked through on the way to another path.
+    pub const WALK: &str = "walk";
+    /// Changed: chmod, chown, utimes, truncate, setxattr, opened for writing.
+    pub const CHANGE: &str = "change";
+    /// Created.
+    pub const CREATE: &str = "create";
+    /// Removed or renamed away.
+    pub const REMOVE: &str = "remove";
+    /// A unix socket bound or connected to.
+    pub const SOCKET: &str = "socket";
+    /// A call that entered the kernel.
+    pub const CALL: &str = "call";
+    /// A call that a seccomp filter refused: `refused:EPERM`.
+    pub const REFUSED: &str = "refused:";
+}
+
+/// Who used a thing first in a run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FirstUse {
+    /// The executable's path in the container, escaped.
+    pub exe: String,
+    /// `argv[0]`, escaped.
+    pub argv0: String,
+    pub uid: u32,
+    /// A phase's name, see [`Phase`].
+    pub phase: String,
+}
+
+/// What a run does at a time. Written into the profile by [`Phase::name`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The OCI runtime's own work before the entrypoint's exec: recorded, never a reason to keep.
+    Runtime,
+    Start,
+    Coverage,
+    /// `slim exec`, as a coverage script uses it.
+    Exec,
+    /// `SLIM_RUN`: a fresh container of the same image.
+    Run,
+    /// The image's HEALTHCHECK.
+    Health,
+    Stop,
+    Restart,
+}
+
+impl Phase {
+    /// The name in profiles and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runtime => "runtime",
+            Self::Start => "start",
+            Self::Coverage => "coverage",
+            Self::Exec => "exec",
+            Self::Run => "run",
+            Self::Health => "health",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// What is to be known about one run. Its digest is its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Version of slim.
+    pub slim: String,
+    /// `trace`, or `verify` for a run of the slim image.
+    pub purpose: String,
+    /// Digest of the script's content, if it is a readable file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<Digest>,
+    /// The command line with values that may be secrets redacted.
+    pub arguments: Vec<String>,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `embedded libcontainer 0.7.0`, `runc 1.1.5`, …
+    pub runtime: String,
+    /// The seccomp filter in force: `docker-default/…`, `unconfined`, or a digest.
+    pub seccomp: String,
+    /// `bpf`, …
+    pub recorder: String,
+    /// RFC 3339, UTC. Part of the identity, so that equal runs stay two runs.
+    pub started: String,
+    pub phases: Vec<PhaseRecord>,
+    #[serde(default)]
+    pub losses: Vec<Loss>,
+    pub complete: bool,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl RunRecord {
+    /// The digest of the record as compact JSON with sorted keys.
+    pub fn id(&self) -> RunId {
+        let value = serde_json::to_value(self).expect("a run record is plain data");
+        Digest::of(canonical(&value).as_bytes())
+    }
+}
+
+/// JSON without white space, keys sorted: equal values give equal bytes.
+pub fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let mut pairs: Vec<_> = map.iter().collect();
+            pairs.sort_by_key(|(key, _)| key.as_str());
+            let pairs: Vec<String> = pairs
+                .into_iter()
+                .map(|(key, value)| format!("{}:{}", Value::from(key.as_str()), canonical(value)))
+                .collect();
+            format!("{{{}}}", pairs.join(","))
+        }
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(","))
+        }
+        plain => plain.to_string(),
+    }
+}
+
+/// One phase of a run, by offset from the run's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseRecord {
+    pub name: String,
+    pub offset_ms: u64,
+    pub duration_ms: u64,
+    /// `ready`, `ended 0`, `killed 15`, `failed`, … where the phase has an outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+}
+
+/// Something that was not recorded. Any loss makes a run incomplete.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Loss {
+    /// `fanotify_overflow`, `ring_full`, `map_full`, `string_fault`, `string_cut`, `unattributed`,
+    /// `unknown_syscall`, `recorder_died`, …
+    pub kind: String,
+    pub number: u64,
+    /// One sentence for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Profile {
+    /// A profile of nothing yet.
+    pub fn new(image: ImageIdentity) -> Self {
+        Self {
+            schema: SCHEMA.to_owned(),
+            image,
+            runs: BTreeMap::new(),
+            files: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            written: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            syscalls: BTreeMap::new(),
+            extra: Extra::new(),
+        }
+    }
+
+    /// True if no run of the original lost anything. A profile without runs is not complete.
+    pub fn is_complete(&self) -> bool {
+        !self.runs.is_empty() && self.runs.values().all(|run| run.complete)
+    }
+}
+
+/// Notes that `run` used a thing in this way, unless an earlier note of the run is there.
+pub fn note(access: &mut Access, kind: &str, run: RunId, by: &FirstUse) {
+    access.entry(kind.to_owned()).or_default().entry(run).or_insert_with(|| by.clone());
+}

@@ -1,0 +1,56 @@
+//! Image formats: descriptor, manifest, index, config, layer, whiteout, layout.
+//!
+//! Parsing works on bytes in memory; where the bytes come from is `source`'s business.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use crate::model::{ChainId, DiffId, Digest, ImageConfig};
+
+/// An image that was found and whose manifest and configuration were checked.
+#[derive(Clone)]
+pub struct Image {
+    /// `repository:tag` as the source names it, if it does.
+    pub name: Option<String>,
+    /// `os/architecture[/variant]`.
+    pub platform: String,
+    /// Digest of the manifest in the source; for a docker-archive of the OCI manifest that stands
+    /// for it.
+    pub manifest_digest: Digest,
+    pub config_digest: Digest,
+    pub config: ImageConfig,
+    /// The configuration, byte for byte.
+    pub config_bytes: Arc<[u8]>,
+    /// Lowest first.
+    pub layers: Vec<Layer>,
+    /// Opens blobs (still compressed) by layer.
+    pub blobs: Arc<dyn BlobSource>,
+}
+
+/// A layer as the manifest names it.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub media_type: String,
+    /// Digest and size in bytes of the blob as stored; `None` where the source does not say
+    /// (docker-archive).
+    pub blob: Option<(Digest, u64)>,
+    pub diff_id: DiffId,
+}
+
+/// Where the bytes of layers come from.
+pub trait BlobSource: Send + Sync {
+    /// The stored bytes of layer `index`, lowest 0.
+    fn open(&self, index: usize) -> std::io::Result<Box<dyn Read + Send>>;
+}
+
+impl Image {
+    /// The identity of the layer stack.
+    pub fn chain_id(&self) -> ChainId {
+        ChainId::of(&self.diff_ids())
+    }
+
+    /// Lowest first.
+    pub fn diff_ids(&self) -> Vec<DiffId> {
+        self.layers.iter().map(|layer| layer.diff_id).collect()
+    }
+}

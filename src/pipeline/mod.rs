@@ -1,0 +1,1 @@
+//! The long verbs, each a plain sequence of steps: trace, build, verify.
