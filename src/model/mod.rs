@@ -7,6 +7,7 @@ mod digest;
 mod image;
 mod keep;
 mod path;
+mod syscall;
 pub mod profile;
 mod tree;
 
@@ -15,4 +16,5 @@ pub use image::{ExposedPort, Healthcheck, ImageConfig};
 pub use keep::{KeepSet, Policy, Reason};
 pub use path::{RootPath, escape, unescape};
 pub use profile::{FirstUse, Loss, Phase, Profile, RunRecord};
+pub use syscall::Arch;
 pub use tree::{ElfFacts, Facts, Node, NodeKind, Resolved, Tree, escaped};
