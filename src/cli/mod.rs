@@ -1,6 +1,139 @@
 //! One file per subcommand: arguments in, one library call, text out.
+//!
+//! The only room that prints and the only one that knows `anyhow`-style chains: an error is printed
+//! once, with its causes, and becomes an exit code ([`crate::pipeline::exit`]).
+
+mod build;
+mod doctor;
+mod exec;
+mod inspect;
+mod layers;
+mod profiles;
+mod progress;
+mod report;
+mod run_args;
+mod store;
+mod trace;
+mod units;
+mod verify;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::pipeline::{PipelineError, exit};
+
+/// Watch a container do its real work and keep only that
+///
+/// Runs an image under file and system-call recording while your coverage script exercises it, then
+/// writes a minimal image, a seccomp allowlist and the evidence for both.
+#[derive(Parser, Debug)]
+#[command(name = "slim", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Trace(Box<trace::TraceArgs>),
+    Build(build::BuildArgs),
+    Verify(Box<verify::VerifyArgs>),
+    Merge(profiles::MergeArgs),
+    Seccomp(profiles::SeccompArgs),
+    Exec(exec::ExecArgs),
+    #[command(name = exec::RUN_VERB, hide = true)]
+    Run(exec::RunArgs),
+    Inspect(inspect::InspectArgs),
+    Doctor(doctor::DoctorArgs),
+    /// Remove what dead runs left: cgroup folders, upper folders, half-unpacked layers
+    ///
+    /// Never touches whole layers or a live run.
+    Clean(store::CleanArgs),
+    Store(store::StoreArgs),
+}
 
 /// Runs the command line of this process.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    crate::runtime::run_hidden(argv.get(1..).unwrap_or_default());
+    start_logging();
+    let code = match parse(argv) {
+        Ok(cli) => dispatch(cli.command),
+        Err(code) => code,
+    };
+    let _ = std::io::stdout().flush();
+    ExitCode::from(code)
+}
+
+fn dispatch(verb: Verb) -> u8 {
+    let done = match verb {
+        Verb::Trace(args) => args.run(),
+        Verb::Build(args) => args.run(),
+        Verb::Verify(args) => args.run(),
+        Verb::Merge(args) => args.run(),
+        Verb::Seccomp(args) => args.run(),
+        Verb::Exec(args) => return args.run(),
+        Verb::Run(args) => return args.run(),
+        Verb::Inspect(args) => args.run(),
+        Verb::Doctor(args) => args.run(),
+        Verb::Clean(args) => args.run(),
+        Verb::Store(args) => args.run(),
+    };
+    done.unwrap_or_else(|error| fail(&error))
+}
+
+/// Prints an error with its causes and returns its exit code.
+fn fail(error: &PipelineError) -> u8 {
+    complain(error);
+    error.exit()
+}
+
+fn complain(error: &dyn std::error::Error) {
+    let mut text = format!("slim: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = inner.source();
+    }
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints a line to stdout; a reader that went away is no error of ours.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn parse(argv: Vec<OsString>) -> Result<Cli, u8> {
+    let matches = layers::matches(Cli::command(), argv).map_err(|error| match error {
+        layers::LayerError::Clap(error) => {
+            let _ = error.print();
+            if error.use_stderr() { exit::USAGE } else { exit::OK }
+        }
+        other => {
+            complain(&other);
+            exit::USAGE
+        }
+    })?;
+    Cli::from_arg_matches(&matches).map_err(|error| {
+        let _ = error.print();
+        exit::USAGE
+    })
+}
+
+/// Logs go to stderr, warnings and worse unless RUST_LOG says otherwise.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,aya=error,libcontainer=off"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .try_init();
 }

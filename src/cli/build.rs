@@ -1,0 +1,64 @@
+//! `slim build`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::pipeline::{self, BuildSpec, PipelineError};
+
+use super::progress::Terminal;
+use super::trace::{FormatArg, PolicyArgs, need_image};
+use super::{report, say};
+
+/// Build the slim image from a profile; nothing is run
+///
+/// With the options of the trace it writes the same image, byte for byte.
+#[derive(Args, Debug)]
+pub(super) struct BuildArgs {
+    /// Profile that slim trace or slim merge wrote
+    profile: PathBuf,
+    /// Configuration file [default: slim.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The image that was traced
+    #[arg(long)]
+    image: Option<String>,
+    /// Platform to pick from an index
+    #[arg(long)]
+    platform: Option<String>,
+    /// Name of the slim image [default: the original's with -slim]
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// archive (image.tar) or layout (image/) [default: archive]
+    #[arg(long, value_enum)]
+    format: Option<FormatArg>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Folder for the results [default: slim-out]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Build from an incomplete profile too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    keep_going: Option<bool>,
+}
+
+impl BuildArgs {
+    pub(super) fn run(self) -> Result<u8, PipelineError> {
+        let spec = BuildSpec {
+            profile: self.profile,
+            image: need_image(self.image, "build")?,
+            platform: self.platform,
+            tag: self.tag,
+            format: FormatArg::format(self.format),
+            policy: self.policy.policy()?,
+            output: self.output.unwrap_or_else(pipeline::default_output),
+            keep_going: self.keep_going.unwrap_or(false),
+        };
+        let terminal = Terminal::new();
+        let built = pipeline::build(&spec, &terminal);
+        terminal.finish();
+        say(report::text(&built?).trim_end());
+        say(format_args!("  results    {}", spec.output.display()));
+        Ok(pipeline::exit::OK)
+    }
+}

@@ -1,0 +1,60 @@
+//! `slim inspect`.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::pipeline::{self, PipelineError, Reporter as _};
+
+use super::progress::Terminal;
+use super::say;
+use super::units::megabytes;
+
+/// Say what an image holds: digests, layers, files, configuration
+#[derive(Args, Debug)]
+pub(super) struct InspectArgs {
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a path
+    image: String,
+    /// Platform to pick from an index
+    #[arg(long)]
+    platform: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl InspectArgs {
+    pub(super) fn run(self) -> Result<u8, PipelineError> {
+        let terminal = Terminal::new();
+        terminal.step("reading the image");
+        let found = pipeline::inspect(&self.image, self.platform.as_deref());
+        terminal.finish();
+        let found = found?;
+        if self.json {
+            say(serde_json::to_string_pretty(&found.to_json()).expect("plain data"));
+        } else {
+            print(&found);
+        }
+        Ok(pipeline::exit::OK)
+    }
+}
+
+fn print(found: &pipeline::Inspected) {
+    let image = &found.image;
+    say(format_args!("name       {}", image.name.as_deref().unwrap_or("(none)")));
+    say(format_args!("platform   {}", image.platform));
+    say(format_args!("manifest   {}", image.manifest_digest));
+    say(format_args!("config     {}", image.config_digest));
+    say(format_args!("chainID    {}", image.chain_id()));
+    say(format_args!("files      {}, {}", found.files, megabytes(found.bytes)));
+    for (index, layer) in image.layers.iter().enumerate() {
+        say(format_args!("layer {index:<4} {} {}", layer.diff_id, layer.media_type));
+    }
+    let config = &image.config;
+    let shown = json!({
+        "entrypoint": config.entrypoint(), "cmd": config.cmd(), "user": config.user(),
+        "workdir": config.workdir(), "volumes": config.volumes(),
+    });
+    for (key, value) in shown.as_object().into_iter().flatten() {
+        say(format_args!("{key:<10} {value}"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Steps and bars on the terminal, plain lines elsewhere.
+
+use std::io::Write as _;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::pipeline::Reporter;
+
+/// Reports on stderr: a spinner with a bar where stderr is a terminal, else a line a step.
+pub(super) struct Terminal {
+    bar: ProgressBar,
+    last: Mutex<String>,
+}
+
+impl Terminal {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("fixed"));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self { bar, last: Mutex::default() }
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn line(&self, text: &str) {
+        self.bar.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
+    }
+}
+
+impl Reporter for Terminal {
+    fn step(&self, text: &str) {
+        *self.last.lock().expect("no panic while held") = text.to_owned();
+        self.bar.set_message(text.to_owned());
+        if self.bar.is_hidden() {
+            self.line(&format!("slim: {text}"));
+        }
+    }
+
+    fn progress(&self, done: u64, total: u64) {
+        let last = self.last.lock().expect("no panic while held");
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0).min(100);
+        self.bar.set_message(format!("{last} {percent} %"));
+    }
+
+    fn warn(&self, text: &str) {
+        self.line(&format!("slim: warning: {text}"));
+    }
+}

@@ -1,0 +1,151 @@
+//! `slim trace`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::emit::ImageFormat;
+use crate::model::Policy;
+use crate::pipeline::{self, PipelineError, Reporter as _, TraceSpec};
+
+use super::progress::Terminal;
+use super::run_args::RunArgs;
+use super::{fail, report, say};
+
+/// Run an image while a script exercises it, and write the slim image, its seccomp filter and why
+///
+/// Every option has an environment form, SLIM_TRACE_ and its name (lists: one a line), and a key of
+/// its name in slim.toml. Flag goes before environment, environment before file.
+#[derive(Args, Debug)]
+pub(super) struct TraceArgs {
+    /// Configuration file [default: slim.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a path
+    #[arg(long)]
+    image: Option<String>,
+    /// Platform to pick from an index, os/arch[/variant]
+    #[arg(long)]
+    platform: Option<String>,
+    /// Name of the slim image [default: the original's with -slim]
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// Folder for the results [default: slim-out]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// archive (image.tar) or layout (image/) [default: archive]
+    #[arg(long, value_enum)]
+    format: Option<FormatArg>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Do not verify the result
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    no_verify: Option<bool>,
+    /// Write the profile only
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    profile_only: Option<bool>,
+    /// Write all results even if something failed
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    keep_going: Option<bool>,
+    /// Folder for unpacked layers [default: /var/lib/slim]
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// The script and its arguments
+    #[arg(last = true, value_name = "SCRIPT")]
+    script: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum FormatArg {
+    Archive,
+    Layout,
+}
+
+impl FormatArg {
+    pub(super) fn format(given: Option<Self>) -> ImageFormat {
+        match given {
+            None | Some(Self::Archive) => ImageFormat::Archive,
+            Some(Self::Layout) => ImageFormat::Layout,
+        }
+    }
+}
+
+/// What stays and what is allowed beyond the record.
+#[derive(Args, Debug, Default)]
+pub(super) struct PolicyArgs {
+    /// Keep what matches, as in .gitignore (/** is everything)
+    #[arg(long, value_name = "GLOB")]
+    keep: Vec<String>,
+    /// Drop what matches
+    #[arg(long, value_name = "GLOB")]
+    drop: Vec<String>,
+    /// Read globs to keep from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    keep_from: Vec<PathBuf>,
+    /// Allow a system call that was not recorded
+    #[arg(long, value_name = "SYSCALL")]
+    allow: Vec<String>,
+}
+
+impl PolicyArgs {
+    pub(super) fn policy(self) -> Result<Policy, PipelineError> {
+        let mut keep = self.keep;
+        for file in &self.keep_from {
+            keep.extend(pipeline::read_globs(file)?);
+        }
+        Ok(Policy { keep, drop: self.drop, allow: self.allow })
+    }
+}
+
+/// The image, which is needed and may come from flag, environment or file.
+pub(super) fn need_image(image: Option<String>, verb: &str) -> Result<String, PipelineError> {
+    image.ok_or_else(|| {
+        PipelineError::Usage(format!(
+            "no image: give --image, SLIM_{}_IMAGE or image in slim.toml",
+            verb.to_uppercase()
+        ))
+    })
+}
+
+impl TraceArgs {
+    pub(super) fn run(self) -> Result<u8, PipelineError> {
+        let spec = self.spec()?;
+        crate::runtime::install_signal_handlers();
+        let terminal = Terminal::new();
+        let traced = pipeline::trace(&spec, &terminal);
+        terminal.finish();
+        let traced = traced?;
+        for warning in &traced.summary.warnings {
+            terminal.warn(warning);
+        }
+        let text = report::text(&traced.summary);
+        say(text.trim_end());
+        say(format_args!("  results    {}", spec.output.display()));
+        Ok(traced.failure.as_ref().map_or(pipeline::exit::OK, fail))
+    }
+
+    fn spec(self) -> Result<TraceSpec, PipelineError> {
+        if self.script.is_empty() {
+            return Err(PipelineError::Usage(
+                "no script: give it behind --, as in `slim trace --image IMAGE -- ./coverage.sh`"
+                    .to_owned(),
+            ));
+        }
+        Ok(TraceSpec {
+            image: need_image(self.image, "trace")?,
+            platform: self.platform,
+            tag: self.tag,
+            output: self.output.unwrap_or_else(pipeline::default_output),
+            format: FormatArg::format(self.format),
+            store: self.store,
+            run: self.run.spec(self.script)?,
+            policy: self.policy.policy()?,
+            verify: !self.no_verify.unwrap_or(false),
+            profile_only: self.profile_only.unwrap_or(false),
+            keep_going: self.keep_going.unwrap_or(false),
+        })
+    }
+}

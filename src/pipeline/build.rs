@@ -1,0 +1,136 @@
+//! `slim build`, `slim merge` and `slim seccomp`: from profiles alone, nothing is run.
+
+use std::path::{Path, PathBuf};
+
+use crate::emit::{self, ImageFormat};
+use crate::keep;
+use crate::model::{Policy, Profile};
+use crate::oci::Image;
+use crate::rootfs;
+use crate::seccomp;
+use crate::source;
+
+use super::results::{Results, pretty};
+use super::trace::{Product, slim_tag};
+use super::{PipelineError, Reporter, Summary, write_whole};
+
+/// `slim build`, checked and ready to run.
+#[derive(Debug, Clone)]
+pub struct BuildSpec {
+    pub profile: PathBuf,
+    pub image: String,
+    pub platform: Option<String>,
+    pub tag: Option<String>,
+    pub format: ImageFormat,
+    pub policy: Policy,
+    pub output: PathBuf,
+    pub keep_going: bool,
+}
+
+/// Reads and checks a profile.
+///
+/// # Errors
+/// A usage error that names the file and what is wrong with it.
+pub fn read_profile(path: &Path) -> Result<Profile, PipelineError> {
+    let bytes = std::fs::read(path).map_err(io_usage("cannot read", path))?;
+    Profile::parse(&bytes)
+        .map_err(|error| PipelineError::Usage(format!("{}: {error}", path.display())))
+}
+
+fn io_usage(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> PipelineError {
+    let what = format!("{what} {}", path.display());
+    move |error| PipelineError::Usage(format!("{what}: {error}"))
+}
+
+/// Refuses a profile of another image.
+pub(super) fn same_image(image: &Image, profile: &Profile) -> Result<(), PipelineError> {
+    let (want, got) = (profile.image.chain_id, image.chain_id());
+    if want == got && profile.image.config_digest == image.config_digest {
+        return Ok(());
+    }
+    Err(PipelineError::Usage(format!(
+        "the profile is of another image (chain {want}, configuration {}) than this one (chain \
+         {got}, configuration {}): give the image that was traced, or trace this one",
+        profile.image.config_digest, image.config_digest
+    )))
+}
+
+fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
+    if profile.is_complete() || keep_going {
+        return Ok(());
+    }
+    let losses = profile.runs.values().flat_map(|run| run.losses.clone()).collect();
+    Err(PipelineError::Incomplete { losses })
+}
+
+/// Builds the image that a trace with the same options writes.
+///
+/// # Errors
+/// As for `trace`; an incomplete profile is refused unless `keep_going`.
+pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, PipelineError> {
+    let profile = read_profile(&spec.profile)?;
+    let image = source::open(&spec.image, spec.platform.as_deref())?;
+    same_image(&image, &profile)?;
+    complete(&profile, spec.keep_going)?;
+    reporter.step("reading the image");
+    let tree = rootfs::index(&image)?;
+    let keep = keep::decide(&profile, &tree, &image.config, &spec.policy)?;
+    let allowlist = seccomp::allowlist(&profile, &spec.policy)?;
+    let results = Results::open(&spec.output)?;
+    let tag = spec.tag.clone().unwrap_or_else(|| slim_tag(image.name.as_deref()));
+    reporter.step("building the slim image");
+    let file = results.image(spec.format);
+    let emitted = emit::write_image(&image, &tree, &keep, &tag, spec.format, &file)?;
+    results.seccomp(&allowlist)?;
+    let mut summary = Summary::of(&image, &tree, &profile, &spec.policy);
+    summary.produced(&tree, &Product { keep, allowlist, emitted, file, tag });
+    results.summary(&summary)?;
+    if spec.profile != results.path("profile.json") {
+        write_whole(&results.path("profile.json"), pretty(&profile).as_bytes())?;
+    }
+    Ok(summary)
+}
+
+/// Joins profiles of one image.
+///
+/// # Errors
+/// A usage error for a file that is no profile, or is one of another image.
+pub fn merge(profiles: &[PathBuf], output: &Path) -> Result<Profile, PipelineError> {
+    let mut all = profiles.iter();
+    let first = all.next().ok_or_else(|| PipelineError::Usage("nothing to merge".to_owned()))?;
+    let mut joined = read_profile(first)?;
+    for path in all {
+        joined
+            .merge(read_profile(path)?)
+            .map_err(|error| PipelineError::Usage(format!("{}: {error}", path.display())))?;
+    }
+    write_whole(output, pretty(&joined).as_bytes())?;
+    Ok(joined)
+}
+
+/// The filter of a profile as text, in Docker's form or flat.
+///
+/// # Errors
+/// As for [`build`].
+pub fn seccomp_text(
+    profile: &Path,
+    docker: bool,
+    allow: &[String],
+    keep_going: bool,
+) -> Result<String, PipelineError> {
+    let profile = read_profile(profile)?;
+    complete(&profile, keep_going)?;
+    let policy = Policy { allow: allow.to_vec(), ..Policy::default() };
+    let allowlist = seccomp::allowlist(&profile, &policy)?;
+    Ok(pretty(if docker { &allowlist.docker } else { &allowlist.oci }))
+}
+
+/// Reads the globs of `--keep-from`: one a line, `#` starts a comment line.
+///
+/// # Errors
+/// A usage error if the file cannot be read.
+pub fn read_globs(path: &Path) -> Result<Vec<String>, PipelineError> {
+    let text = std::fs::read_to_string(path).map_err(io_usage("cannot read", path))?;
+    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}

@@ -1,0 +1,111 @@
+//! `slim inspect`, `slim doctor`, `slim clean`, `slim store`: looking and tidying, nothing is run.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::oci::Image;
+use crate::record;
+use crate::rootfs::{self, Store};
+use crate::runtime;
+use crate::source;
+
+use super::PipelineError;
+
+/// An image and what its root file system adds up to.
+pub struct Inspected {
+    pub image: Image,
+    /// Paths that are not directories.
+    pub files: u64,
+    /// Bytes of regular files, each inode once.
+    pub bytes: u64,
+}
+
+impl Inspected {
+    /// The same for programs.
+    pub fn to_json(&self) -> Value {
+        let image = &self.image;
+        let layer = |layer: &crate::oci::Layer| {
+            json!({
+                "diff_id": layer.diff_id, "media_type": layer.media_type,
+                "digest": layer.blob.map(|b| b.0), "size": layer.blob.map(|b| b.1),
+            })
+        };
+        json!({
+            "schema": "slim.inspect/v1", "name": image.name, "platform": image.platform,
+            "manifest_digest": image.manifest_digest, "config_digest": image.config_digest,
+            "chain_id": image.chain_id(), "files": self.files, "bytes": self.bytes,
+            "layers": image.layers.iter().map(layer).collect::<Vec<_>>(), "config": image.config.0,
+        })
+    }
+}
+
+/// Opens and reads an image; every layer is checked on the way.
+///
+/// # Errors
+/// Whatever is wrong with the image.
+pub fn inspect(image: &str, platform: Option<&str>) -> Result<Inspected, PipelineError> {
+    let image = source::open(image, platform)?;
+    let (files, bytes) = rootfs::index(&image)?.totals();
+    Ok(Inspected { image, files, bytes })
+}
+
+/// One thing that a host offers or lacks.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    /// True if nothing can be traced without it.
+    pub needed: bool,
+    /// What was found, or what is missing, what that costs and the way out.
+    pub detail: String,
+}
+
+/// Tries what tracing needs and what it can use, one by one.
+pub fn doctor() -> Vec<Check> {
+    let root = rustix::process::geteuid().is_root();
+    let mut checks = vec![Check {
+        name: "root".to_owned(),
+        ok: root,
+        needed: true,
+        detail: if root { "yes" } else { "not root: run slim with sudo" }.to_owned(),
+    }];
+    checks.extend(record::probe().into_iter().map(|(name, found)| check(name, found, true)));
+    checks.extend(runtime::probe().into_iter().map(|(name, found)| {
+        let needed = !matches!(name.as_str(), "runc" | "crun");
+        check(name, found, needed)
+    }));
+    checks
+}
+
+fn check(name: String, found: Result<String, String>, needed: bool) -> Check {
+    let ok = found.is_ok();
+    Check { name, ok, needed, detail: found.unwrap_or_else(|why| why) }
+}
+
+/// Removes what dead runs left; returns what was removed.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn clean(store: Option<&Path>) -> Result<Vec<String>, PipelineError> {
+    let mut removed = Store::open(store)?.clean()?;
+    removed.extend(runtime::clean_leftovers()?);
+    Ok(removed)
+}
+
+/// The layers of the store with their sizes in bytes.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn store_list(store: Option<&Path>) -> Result<Vec<(String, u64)>, PipelineError> {
+    Ok(Store::open(store)?.ls()?)
+}
+
+/// Removes every layer that no live run uses; returns what was removed.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn store_gc(store: Option<&Path>) -> Result<Vec<String>, PipelineError> {
+    Ok(Store::open(store)?.gc()?)
+}

@@ -1,0 +1,104 @@
+//! The folder of results: each file written whole or not at all.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::emit::ImageFormat;
+use crate::seccomp::Allowlist;
+
+use super::{PipelineError, Summary, io_at};
+
+/// Writes `bytes` under a temporary name beside `path`, syncs, renames. `path`'s folder must exist.
+///
+/// # Errors
+/// Whatever stops the write, with the path; the old file is then still there.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), PipelineError> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        file.as_file().set_permissions(mode)?;
+        file.persist(path).map_err(|e| e.error)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(io_at("cannot write", path))
+}
+
+/// The files of a result folder.
+pub(super) struct Results {
+    folder: PathBuf,
+}
+
+impl Results {
+    /// Makes the folder if need be.
+    pub(super) fn open(folder: &Path) -> Result<Self, PipelineError> {
+        fs::create_dir_all(folder).map_err(io_at("cannot make", folder))?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Where the image of this format goes.
+    pub(super) fn image(&self, format: ImageFormat) -> PathBuf {
+        self.path(match format {
+            ImageFormat::Archive => "image.tar",
+            ImageFormat::Layout => "image",
+        })
+    }
+
+    /// Removes image and seccomp files of an earlier trace, which would pass for this one's.
+    pub(super) fn remove_products(&self) -> Result<(), PipelineError> {
+        for name in ["image.tar", "seccomp.json", "seccomp.oci.json"] {
+            remove(&self.path(name))?;
+        }
+        let layout = self.path("image");
+        if layout.join("oci-layout").exists() {
+            fs::remove_dir_all(&layout).map_err(io_at("cannot remove", &layout))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn seccomp(&self, allowlist: &Allowlist) -> Result<(), PipelineError> {
+        write_whole(&self.path("seccomp.json"), pretty(&allowlist.docker).as_bytes())?;
+        write_whole(&self.path("seccomp.oci.json"), pretty(&allowlist.oci).as_bytes())
+    }
+
+    pub(super) fn summary(&self, summary: &Summary) -> Result<(), PipelineError> {
+        write_whole(&self.path("summary.json"), pretty(summary).as_bytes())
+    }
+
+    /// Moves a finished file or folder into place under `name`.
+    pub(super) fn place(&self, from: &Path, to: &Path) -> Result<(), PipelineError> {
+        if to.is_dir() {
+            fs::remove_dir_all(to).map_err(io_at("cannot remove", to))?;
+        }
+        fs::rename(from, to).map_err(io_at("cannot write", to))
+    }
+
+    /// Copies the container's output, whole.
+    pub(super) fn log(&self, from: &Path) -> Result<(), PipelineError> {
+        let bytes = fs::read(from).unwrap_or_default();
+        write_whole(&self.path("container.log"), &bytes)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), PipelineError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_at("cannot remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// JSON for files: indented, with a newline at the end.
+pub(super) fn pretty(value: &impl serde::Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("plain data");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,165 @@
+//! `summary.json`: what a verb did, in numbers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::keep::Finding;
+use crate::model::{ChainId, Digest, KeepSet, Loss, Policy, Profile, Tree};
+use crate::oci::Image;
+use crate::seccomp::Allowlist;
+
+/// The schema name that this version writes.
+pub const SCHEMA: &str = "slim.summary/v1";
+
+/// The whole of `summary.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Summary {
+    pub schema: String,
+    /// The original image.
+    pub image: ImageIds,
+    /// False if anything was lost, see `losses`.
+    pub complete: bool,
+    pub losses: Vec<Loss>,
+    /// `null` where nothing was verified.
+    pub verified: Option<Verified>,
+    /// Paths that are not directories.
+    pub files: BeforeAfter,
+    /// Bytes of regular files, each inode once.
+    pub bytes: BeforeAfter,
+    pub syscalls: Calls,
+    /// Paths of the image whose bytes are not the original's; at most 20.
+    pub generated: Vec<String>,
+    /// Reason → number of kept paths that have it.
+    pub kept_by_reason: BTreeMap<String, u64>,
+    /// The image that was written, if one was.
+    #[serde(default)]
+    pub output: Option<OutputIds>,
+    /// What the user asked to keep, drop and allow: `slim verify` reads it back.
+    #[serde(default)]
+    pub policy: Policy,
+    /// How the script ended: `exited 0`, …
+    #[serde(default)]
+    pub script: Option<String>,
+    /// Times the original was recorded: more than one where verification asked for another.
+    #[serde(default)]
+    pub recordings: u64,
+    /// What verification found and could not mend.
+    #[serde(default)]
+    pub findings: Vec<FindingText>,
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// How the original is known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageIds {
+    pub config_digest: Digest,
+    pub chain_id: ChainId,
+    pub manifest_digest: Digest,
+}
+
+/// How the written image is known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OutputIds {
+    pub tag: String,
+    pub config_digest: Digest,
+    pub manifest_digest: Digest,
+}
+
+/// Which checks passed. `dynamic` is `null` where no script was run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    #[serde(rename = "static")]
+    pub statically: bool,
+    pub dynamic: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct BeforeAfter {
+    pub before: u64,
+    pub after: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Calls {
+    /// Names that runs of the original used.
+    pub recorded: u64,
+    /// Names that the emitted filter allows, base sets included.
+    pub allowed: u64,
+}
+
+/// A finding for readers of the summary.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FindingText {
+    pub check: String,
+    pub subject: String,
+    pub what: String,
+    #[serde(default)]
+    pub by: Option<crate::model::FirstUse>,
+}
+
+impl From<&Finding> for FindingText {
+    fn from(finding: &Finding) -> Self {
+        Self {
+            check: finding.check.to_owned(),
+            subject: finding.subject.clone(),
+            what: finding.what.clone(),
+            by: finding.by.clone(),
+        }
+    }
+}
+
+impl Summary {
+    /// What is known from the original and a profile alone; the rest is filled in as it happens.
+    pub fn of(image: &Image, tree: &Tree, profile: &Profile, policy: &Policy) -> Self {
+        let (files, bytes) = tree.totals();
+        let losses = profile.runs.values().flat_map(|run| run.losses.clone()).collect();
+        Self {
+            schema: SCHEMA.to_owned(),
+            image: ImageIds {
+                config_digest: image.config_digest,
+                chain_id: image.chain_id(),
+                manifest_digest: image.manifest_digest,
+            },
+            complete: profile.is_complete(),
+            losses,
+            verified: None,
+            files: BeforeAfter { before: files, after: 0 },
+            bytes: BeforeAfter { before: bytes, after: 0 },
+            syscalls: Calls { recorded: recorded_calls(profile), allowed: 0 },
+            generated: Vec::new(),
+            kept_by_reason: BTreeMap::new(),
+            output: None,
+            policy: policy.clone(),
+            script: None,
+            recordings: 0,
+            findings: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Adds what the keep-set and the allowlist say.
+    pub fn decided(&mut self, tree: &Tree, keep: &KeepSet, allowlist: &Allowlist) {
+        let mut slim = tree.clone();
+        slim.nodes.retain(|path, _| keep.paths.contains_key(path));
+        let (files, bytes) = slim.totals();
+        (self.files.after, self.bytes.after) = (files, bytes);
+        self.kept_by_reason = keep.by_reason();
+        self.syscalls.allowed = allowlist.why.len() as u64;
+    }
+}
+
+/// Names of calls that entered the kernel on behalf of the container, over all architectures.
+fn recorded_calls(profile: &Profile) -> u64 {
+    let names = profile.syscalls.values().flat_map(|names| {
+        names.iter().filter(|(_, cells)| cells.values().any(counts)).map(|(name, _)| name)
+    });
+    names.collect::<std::collections::BTreeSet<_>>().len() as u64
+}
+
+/// True if somebody else than the OCI runtime made the call and it entered the kernel.
+fn counts(access: &crate::model::profile::Access) -> bool {
+    let by = access.get(crate::model::profile::kind::CALL).into_iter().flat_map(|c| c.values());
+    by.into_iter().any(|by| by.phase != crate::model::Phase::Runtime.name())
+}

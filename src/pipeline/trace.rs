@@ -1,0 +1,363 @@
+//! `slim trace`: record, decide, emit, verify; record again where verification asks for it.
+
+use std::path::PathBuf;
+
+use crate::emit::{self, Emitted, ImageFormat};
+use crate::keep::{self, Finding};
+use crate::model::profile::ImageIdentity;
+use crate::model::{KeepSet, Policy, Profile};
+use crate::oci::Image;
+use crate::rootfs::{Rootfs, RunDir, Store};
+use crate::runtime::{self, RunOptions};
+use crate::seccomp::{self, Allowlist};
+use crate::source;
+
+use super::results::{Results, pretty};
+use super::run::{RunInput, RunOutcome, run};
+use super::verify::{Candidate, Verdict, check};
+use super::{PipelineError, RecorderChoice, Reporter, RunSpec, Summary, write_whole};
+
+/// How often the original is recorded again when verification finds something.
+const RETRIES: u64 = 2;
+
+/// `slim trace`, checked and ready to run.
+#[derive(Debug, Clone)]
+pub struct TraceSpec {
+    pub image: String,
+    pub platform: Option<String>,
+    pub tag: Option<String>,
+    pub output: PathBuf,
+    pub format: ImageFormat,
+    pub store: Option<PathBuf>,
+    pub run: RunSpec,
+    pub policy: Policy,
+    pub verify: bool,
+    pub profile_only: bool,
+    pub keep_going: bool,
+}
+
+/// What a trace leaves behind beside its files.
+pub struct Traced {
+    pub summary: Summary,
+    /// A failure that `--keep-going` or the kind of failure let pass into the results.
+    pub failure: Option<PipelineError>,
+}
+
+/// Runs the main job.
+///
+/// # Errors
+/// What ends a trace with no results at all. A failure with results (script, record, verification)
+/// is in [`Traced::failure`].
+pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, PipelineError> {
+    runtime::check_script(&spec.run.script)?;
+    let work = Work::open(spec, reporter)?;
+    let mut profile = Profile::new(identity(&work.image));
+    let mut summary = Summary::of(&work.image, &work.rootfs.tree, &profile, &spec.policy);
+    let first = work.record(&mut profile, &mut summary)?;
+    let mut failure = first.failure;
+    let script = first.script;
+    let mut outcomes = vec![first.outcomes];
+    summary.script = script;
+    if spec.run.recorder == RecorderChoice::None {
+        return work.close_unrecorded(summary, failure);
+    }
+    if spec.profile_only || (failure.is_some() && !spec.keep_going) {
+        work.close(&profile, &mut summary, None)?;
+        return Ok(Traced { summary, failure: failure.or(incomplete(&profile, spec)) });
+    }
+    let mut product = work.produce(&profile)?;
+    if spec.verify && failure.is_none() {
+        loop {
+            let verdict = work.verify(&profile, &product, &outcomes)?;
+            summary.verified = Some(verdict.verified);
+            summary.warnings.extend(verdict.warnings);
+            if verdict.findings.is_empty() {
+                break;
+            }
+            if summary.recordings > RETRIES {
+                summary.findings = verdict.findings.iter().map(Into::into).collect();
+                failure = Some(PipelineError::Verify { findings: verdict.findings });
+                break;
+            }
+            reporter.warn(&again(&verdict.findings));
+            let more = work.record(&mut profile, &mut summary)?;
+            outcomes.push(more.outcomes);
+            product = work.produce(&profile)?;
+        }
+    }
+    failure = failure.or(incomplete(&profile, spec));
+    let publish = failure.is_none() || spec.keep_going;
+    work.close(&profile, &mut summary, publish.then_some(&product))?;
+    let failure = failure.filter(|f| !(spec.keep_going && is_incomplete(f)));
+    Ok(Traced { summary, failure })
+}
+
+fn is_incomplete(failure: &PipelineError) -> bool {
+    matches!(failure, PipelineError::Incomplete { .. })
+}
+
+fn incomplete(profile: &Profile, spec: &TraceSpec) -> Option<PipelineError> {
+    let nothing = profile.is_complete() || spec.run.recorder == RecorderChoice::None;
+    let losses = || profile.runs.values().flat_map(|run| run.losses.clone()).collect();
+    (!nothing).then(|| PipelineError::Incomplete { losses: losses() })
+}
+
+fn again(findings: &[Finding]) -> String {
+    let first = findings.first().map(|f| format!("{}: {}", f.subject, f.what));
+    format!(
+        "verification found {} thing{} the trace had not seen ({}); recording the original once \
+         more",
+        findings.len(),
+        if findings.len() == 1 { "" } else { "s" },
+        first.unwrap_or_default()
+    )
+}
+
+/// Which image a profile of `image` is about.
+pub(super) fn identity(image: &Image) -> ImageIdentity {
+    ImageIdentity {
+        config_digest: image.config_digest,
+        chain_id: image.chain_id(),
+        platform: image.platform.clone(),
+        names: image.name.clone().into_iter().collect(),
+        manifest_digests: [image.manifest_digest].into(),
+        extra: crate::model::profile::Extra::new(),
+    }
+}
+
+/// An emitted image under its temporary name, with what decided it.
+pub(super) struct Product {
+    pub keep: KeepSet,
+    pub allowlist: Allowlist,
+    pub emitted: Emitted,
+    pub file: PathBuf,
+    pub tag: String,
+}
+
+/// What recording gave besides the profile.
+struct Recorded {
+    failure: Option<PipelineError>,
+    script: Option<String>,
+    outcomes: std::collections::BTreeMap<&'static str, String>,
+}
+
+/// Everything a trace works with.
+struct Work<'a> {
+    spec: &'a TraceSpec,
+    reporter: &'a dyn Reporter,
+    image: Image,
+    rootfs: Rootfs,
+    run_dir: RunDir,
+    results: Results,
+    store_warnings: Vec<String>,
+    _store: Store,
+}
+
+impl<'a> Work<'a> {
+    fn open(spec: &'a TraceSpec, reporter: &'a dyn Reporter) -> Result<Self, PipelineError> {
+        needs_root()?;
+        let image = source::open(&spec.image, spec.platform.as_deref())?;
+        let store = Store::open(spec.store.as_deref())?;
+        let run_dir = store.new_run()?;
+        reporter.step("unpacking the image");
+        let rootfs = store.unpack(&image, &|done, total| reporter.progress(done, total))?;
+        // A glob without a match is an error before the run, not after it.
+        let nothing = Profile::new(identity(&image));
+        keep::decide(&nothing, &rootfs.tree, &image.config, &spec.policy)?;
+        let results = Results::open(&spec.output)?;
+        let store_warnings = store.warnings();
+        Ok(Self { spec, reporter, image, rootfs, run_dir, results, store_warnings, _store: store })
+    }
+
+    /// Records the original once and joins what it saw to `profile`.
+    fn record(
+        &self,
+        profile: &mut Profile,
+        summary: &mut Summary,
+    ) -> Result<Recorded, PipelineError> {
+        summary.recordings += 1;
+        let folder = self.run_dir.path.join(format!("trace-{}", summary.recordings));
+        std::fs::create_dir_all(&folder).map_err(super::io_at("cannot make", &folder))?;
+        let input = RunInput {
+            spec: &self.spec.run,
+            image: &self.image,
+            image_name: self.image.name.clone().unwrap_or_else(|| self.spec.image.clone()),
+            lowers: self.rootfs.lowers.clone(),
+            run_dir: &folder,
+            purpose: "trace",
+            seccomp: filter_of(&self.spec.run.options)?,
+            log: self.log(),
+        };
+        let outcome: Result<RunOutcome, _> = run(&input, self.reporter);
+        if outcome.is_err() {
+            // Whatever the container said may be the only hint at why.
+            self.results.log(&self.log())?;
+        }
+        let outcome = outcome?;
+        outcome.fold(profile, &self.rootfs.tree)?;
+        for warning in &outcome.warnings {
+            if !summary.warnings.contains(warning) {
+                summary.warnings.push(warning.clone());
+            }
+        }
+        let script = outcome.script_text();
+        Ok(Recorded { failure: outcome.failure, script, outcomes: outcome.outcomes })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.run_dir.path.join("container.log")
+    }
+
+    /// Decides and writes the image beside its final place.
+    fn produce(&self, profile: &Profile) -> Result<Product, PipelineError> {
+        self.reporter.step("building the slim image");
+        let keep = keep::decide(profile, &self.rootfs.tree, &self.image.config, &self.spec.policy)?;
+        let allowlist = seccomp::allowlist(profile, &self.spec.policy)?;
+        let tag = self.spec.tag.clone().unwrap_or_else(|| slim_tag(self.image.name.as_deref()));
+        let file = self.results.path(".image.slim-partial");
+        let written =
+            emit::write_image(&self.image, &self.rootfs.tree, &keep, &tag, self.spec.format, &file);
+        Ok(Product { keep, allowlist, emitted: written?, file, tag })
+    }
+
+    fn verify(
+        &self,
+        profile: &Profile,
+        product: &Product,
+        outcomes: &[std::collections::BTreeMap<&'static str, String>],
+    ) -> Result<Verdict, PipelineError> {
+        self.reporter.step("verifying the slim image");
+        let candidate = Candidate {
+            original: &self.image,
+            tree: &self.rootfs.tree,
+            profile,
+            keep: &product.keep,
+            image: source::open_path(&product.file)?,
+            seccomp: product.allowlist.oci.clone(),
+            outcomes,
+        };
+        check(&candidate, Some(&self.spec.run), &self.run_dir.path, self.reporter)
+    }
+
+    /// Writes the results: always profile, summary and log; image and filters if there is a product.
+    fn close(
+        &self,
+        profile: &Profile,
+        summary: &mut Summary,
+        product: Option<&Product>,
+    ) -> Result<(), PipelineError> {
+        let decided = Summary::of(&self.image, &self.rootfs.tree, profile, &self.spec.policy);
+        summary.complete = decided.complete;
+        summary.losses = decided.losses;
+        summary.syscalls = decided.syscalls;
+        summary.warnings.extend(self.store_warnings.iter().cloned());
+        write_whole(&self.results.path("profile.json"), pretty(profile).as_bytes())?;
+        self.results.log(&self.log())?;
+        self.results.remove_products()?;
+        if let Some(product) = product {
+            self.results.place(&product.file, &self.results.image(self.spec.format))?;
+            self.results.seccomp(&product.allowlist)?;
+            summary.produced(&self.rootfs.tree, product);
+        } else {
+            discard(&self.results.path(".image.slim-partial"));
+        }
+        self.results.summary(summary)
+    }
+
+    fn close_unrecorded(
+        &self,
+        mut summary: Summary,
+        failure: Option<PipelineError>,
+    ) -> Result<Traced, PipelineError> {
+        self.results.log(&self.log())?;
+        summary.complete = false;
+        self.results.summary(&summary)?;
+        Ok(Traced { summary, failure })
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        discard(&self.results.path(".image.slim-partial"));
+    }
+}
+
+fn discard(path: &std::path::Path) {
+    let _ = std::fs::remove_file(path);
+    let _ = std::fs::remove_dir_all(path);
+}
+
+impl Summary {
+    /// Adds the written image.
+    pub(super) fn produced(&mut self, tree: &crate::model::Tree, product: &Product) {
+        self.decided(tree, &product.keep, &product.allowlist);
+        self.generated = product.emitted.generated.iter().take(20).cloned().collect();
+        self.output = Some(super::summary::OutputIds {
+            tag: product.tag.clone(),
+            config_digest: product.emitted.config_digest,
+            manifest_digest: product.emitted.manifest_digest,
+        });
+    }
+}
+
+/// The filter that the traced container runs under, with its name.
+fn filter_of(options: &RunOptions) -> Result<(String, Option<serde_json::Value>), PipelineError> {
+    let given = options
+        .security_opt
+        .iter()
+        .find_map(|o| o.strip_prefix("seccomp=").or_else(|| o.strip_prefix("seccomp:")));
+    match given {
+        Some("unconfined") => Ok(("unconfined".to_owned(), None)),
+        Some(file) if file != "builtin" => {
+            let path = std::path::Path::new(file);
+            let bytes = std::fs::read(path).map_err(super::io_at("cannot read", path))?;
+            let value = seccomp::parse_filter(&bytes)?;
+            Ok((crate::model::Digest::of(&bytes).to_string(), Some(value)))
+        }
+        _ => {
+            let caps = runtime::capabilities(options)?;
+            let (name, value) = seccomp::docker_default(&caps);
+            Ok((name, Some(value)))
+        }
+    }
+}
+
+/// `repo:tag` becomes `repo-slim:tag`; an image without a name `slim:latest`.
+pub(super) fn slim_tag(name: Option<&str>) -> String {
+    let Some(name) = name else { return "slim:latest".to_owned() };
+    let name = name.split('@').next().unwrap_or(name);
+    let (repository, tag) = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+        _ => (name, "latest"),
+    };
+    format!("{repository}-slim:{tag}")
+}
+
+fn needs_root() -> Result<(), PipelineError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(PipelineError::Host {
+        what: "tracing".to_owned(),
+        why: "slim does not run as root, and mounts, fanotify and BPF need it".to_owned(),
+        way_out: "run it with sudo; tracing as an ordinary user is not there yet".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slim_tag;
+
+    #[test]
+    fn the_default_tag_follows_the_original() {
+        for (name, want) in [
+            (None, "slim:latest"),
+            (Some("nginx"), "nginx-slim:latest"),
+            (Some("nginx:1.22"), "nginx-slim:1.22"),
+            (Some("host:5000/a/b"), "host:5000/a/b-slim:latest"),
+            (Some("host:5000/a/b:v1"), "host:5000/a/b-slim:v1"),
+        ] {
+            assert_eq!(slim_tag(name), want, "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Verification: the slim image against the original, path by path, then at work under its filter.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::keep::{self, Finding, verify_dynamic, verify_static};
+use crate::model::{KeepSet, Profile, Tree};
+use crate::oci::Image;
+use crate::rootfs::{self, Store};
+use crate::seccomp;
+use crate::source;
+
+use super::run::{RunInput, run};
+use super::trace::identity;
+use super::{PipelineError, Reporter, RunSpec, Summary, Verified, io_at, read_profile};
+
+/// Outcomes of a run's phases that the slim image must match.
+pub(super) type Outcomes = BTreeMap<&'static str, String>;
+
+/// A slim image to be verified.
+pub(super) struct Candidate<'a> {
+    pub original: &'a Image,
+    pub tree: &'a Tree,
+    pub profile: &'a Profile,
+    pub keep: &'a KeepSet,
+    pub image: Image,
+    pub seccomp: Value,
+    /// Of every traced run of the original; empty where they are not known.
+    pub outcomes: &'a [Outcomes],
+}
+
+/// What verification came to.
+pub struct Verdict {
+    pub verified: Verified,
+    pub findings: Vec<Finding>,
+    pub warnings: Vec<String>,
+}
+
+/// Static check, and with a run specification the dynamic one. `scratch` is the live run's folder.
+pub(super) fn check(
+    candidate: &Candidate<'_>,
+    spec: Option<&RunSpec>,
+    scratch: &Path,
+    reporter: &dyn Reporter,
+) -> Result<Verdict, PipelineError> {
+    // A store of its own: what is verified is gone with the run.
+    let folder = scratch.join("verify");
+    discard(&folder);
+    let store = Store::open(Some(&folder.join("store")))?;
+    let rootfs = store.unpack(&candidate.image, &|done, total| reporter.progress(done, total))?;
+    let mut findings = verify_static(candidate.tree, &rootfs.tree, candidate.keep);
+    let mut verified = Verified { statically: findings.is_empty(), dynamic: None };
+    let mut warnings = Vec::new();
+    if let Some(spec) = spec {
+        let lowers = rootfs.lowers.clone();
+        let (dynamic, said) = exercise(candidate, spec, lowers, &folder, reporter)?;
+        verified.dynamic = Some(dynamic.is_empty());
+        findings.extend(dynamic);
+        warnings = said;
+    }
+    drop(store);
+    discard(&folder);
+    Ok(Verdict { verified, findings, warnings })
+}
+
+fn discard(folder: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::debug!(folder = %folder.display(), %error, "left behind");
+    }
+}
+
+fn exercise(
+    candidate: &Candidate<'_>,
+    spec: &RunSpec,
+    lowers: Vec<PathBuf>,
+    folder: &Path,
+    reporter: &dyn Reporter,
+) -> Result<(Vec<Finding>, Vec<String>), PipelineError> {
+    let run_dir = folder.join("run");
+    std::fs::create_dir_all(&run_dir).map_err(io_at("cannot make", &run_dir))?;
+    let log = run_dir.join("container.log");
+    let input = RunInput {
+        spec,
+        image: &candidate.image,
+        image_name: candidate.image.name.clone().unwrap_or_else(|| "slim:latest".to_owned()),
+        lowers,
+        run_dir: &run_dir,
+        purpose: "verify",
+        seccomp: ("slim".to_owned(), Some(candidate.seccomp.clone())),
+        log: log.clone(),
+    };
+    let outcome = match run(&input, reporter) {
+        Ok(outcome) => outcome,
+        Err(error @ (PipelineError::Interrupted | PipelineError::Record(_))) => return Err(error),
+        Err(error) => {
+            // The original ran here a moment ago: what fails now fails for what is missing.
+            let what = format!("the slim image does not run: {}", chain(&error));
+            return Ok((vec![finding("container", what)], Vec::new()));
+        }
+    };
+    let mut seen = Profile::new(identity(candidate.original));
+    outcome.fold(&mut seen, candidate.tree)?;
+    let mut findings = verify_dynamic(candidate.profile, &seen, candidate.tree, candidate.keep);
+    if let Some(failure) = &outcome.failure {
+        let last = std::fs::read(&log).map(|bytes| last_line(&bytes)).unwrap_or_default();
+        findings.push(finding("script", format!("on the slim image: {}{last}", brief(failure))));
+    }
+    if !outcome.record.complete && spec.recorder != super::RecorderChoice::None {
+        findings
+            .push(finding("recorder", "the record of the slim image's run is incomplete".into()));
+    }
+    findings.extend(other_outcomes(candidate.outcomes, &outcome.outcomes));
+    Ok((findings, outcome.warnings))
+}
+
+fn brief(failure: &PipelineError) -> String {
+    match failure {
+        PipelineError::Script { how } => format!("the script {how}"),
+        other => other.to_string(),
+    }
+}
+
+fn last_line(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    line.map(|line| format!(" (the container's last line: {line:?})")).unwrap_or_default()
+}
+
+/// What health checks and restart came to on the slim image but on no run of the original.
+fn other_outcomes(original: &[Outcomes], slim: &Outcomes) -> Vec<Finding> {
+    if original.is_empty() {
+        return Vec::new();
+    }
+    let differs = |(name, text): (&&'static str, &String)| {
+        let wanted: Vec<&str> =
+            original.iter().filter_map(|o| o.get(name)).map(String::as_str).collect();
+        let same = wanted.contains(&text.as_str());
+        (!same).then(|| finding(name, format!("{text}; on the original: {}", wanted.join(" or "))))
+    };
+    slim.iter().filter_map(differs).collect()
+}
+
+fn finding(subject: &str, what: String) -> Finding {
+    Finding { check: "dynamic", subject: subject.to_owned(), what, by: None }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// `slim verify`, checked and ready to run.
+#[derive(Debug, Clone)]
+pub struct VerifySpec {
+    /// The folder that trace or build wrote.
+    pub folder: PathBuf,
+    pub image: String,
+    pub platform: Option<String>,
+    pub store: Option<PathBuf>,
+    /// `None`: no script was given, only the static check is made.
+    pub run: Option<RunSpec>,
+}
+
+/// Verifies a result folder against the original.
+///
+/// # Errors
+/// What prevents the check; what it finds is in the verdict.
+pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, PipelineError> {
+    let original = source::open(&spec.image, spec.platform.as_deref())?;
+    let profile = read_profile(&spec.folder.join("profile.json"))?;
+    super::build::same_image(&original, &profile)?;
+    let slim = open_result(&spec.folder)?;
+    reporter.step("reading the original");
+    let tree = rootfs::index(&original)?;
+    let policy = read_policy(&spec.folder)?;
+    let keep = keep::decide(&profile, &tree, &original.config, &policy)?;
+    let filter = spec.folder.join("seccomp.oci.json");
+    let bytes = std::fs::read(&filter).map_err(io_at("cannot read", &filter))?;
+    let seccomp = seccomp::parse_filter(&bytes)?;
+    let candidate = Candidate {
+        original: &original,
+        tree: &tree,
+        profile: &profile,
+        keep: &keep,
+        image: slim,
+        seccomp,
+        outcomes: &recorded_outcomes(&profile),
+    };
+    let store = Store::open(spec.store.as_deref())?;
+    let scratch = store.new_run()?;
+    reporter.step("verifying the slim image");
+    let mut verdict = check(&candidate, spec.run.as_ref(), &scratch.path, reporter)?;
+    let missing = seccomp::missing_calls(&candidate.seccomp, &profile, &policy)?;
+    verdict.verified.statically &= missing.is_empty();
+    verdict.findings.extend(missing.into_iter().map(|name| Finding {
+        check: "static",
+        subject: name,
+        what: "was recorded, but seccomp.oci.json does not allow it".to_owned(),
+        by: None,
+    }));
+    Ok(verdict)
+}
+
+fn open_result(folder: &Path) -> Result<Image, PipelineError> {
+    let candidates = ["image.tar", "image"].map(|name| folder.join(name));
+    let found = candidates.iter().find(|path| path.exists()).ok_or_else(|| {
+        PipelineError::Usage(format!(
+            "{} holds neither image.tar nor image/: give the folder that slim trace wrote",
+            folder.display()
+        ))
+    })?;
+    Ok(source::open_path(found)?)
+}
+
+/// The policy of the trace, from its summary; without one the empty policy.
+fn read_policy(folder: &Path) -> Result<crate::model::Policy, PipelineError> {
+    let path = folder.join("summary.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let summary: Summary = serde_json::from_slice(&bytes)
+                .map_err(|error| PipelineError::Usage(format!("{}: {error}", path.display())))?;
+            Ok(summary.policy)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Default::default()),
+        Err(error) => Err(io_at("cannot read", &path)(error)),
+    }
+}
+
+/// The outcomes of health checks and restarts, as the run records have them.
+fn recorded_outcomes(profile: &Profile) -> Vec<Outcomes> {
+    let names = ["health after readiness", "health before the stop", "restart"];
+    let of_run = |run: &crate::model::RunRecord| -> Outcomes {
+        let find = |name: &'static str| {
+            let phase = run.phases.iter().find(|phase| phase.name == name)?;
+            Some((name, phase.outcome.clone()?))
+        };
+        names.into_iter().filter_map(find).collect()
+    };
+    profile.runs.values().filter(|run| run.purpose == "trace").map(of_run).collect()
+}
