@@ -81,12 +81,15 @@ pub struct BeforeAfter {
     pub after: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Calls {
     /// Names that runs of the original used.
     pub recorded: u64,
     /// Names that the emitted filter allows, base sets included.
     pub allowed: u64,
+    /// Allowed name → `recorded`, the base set it comes from, or `--allow`.
+    #[serde(default)]
+    pub why: BTreeMap<String, String>,
 }
 
 /// A finding for readers of the summary.
@@ -127,7 +130,7 @@ impl Summary {
             verified: None,
             files: BeforeAfter { before: files, after: 0 },
             bytes: BeforeAfter { before: bytes, after: 0 },
-            syscalls: Calls { recorded: recorded_calls(profile), allowed: 0 },
+            syscalls: Calls { recorded: recorded_calls(profile), ..Calls::default() },
             generated: Vec::new(),
             kept_by_reason: BTreeMap::new(),
             output: None,
@@ -147,6 +150,7 @@ impl Summary {
         (self.files.after, self.bytes.after) = (files, bytes);
         self.kept_by_reason = keep.by_reason();
         self.syscalls.allowed = allowlist.why.len() as u64;
+        self.syscalls.why = allowlist.why.clone();
     }
 }
 
