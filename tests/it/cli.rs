@@ -92,9 +92,10 @@ fn help_names_every_verb() {
     let folder = tempfile::tempdir().unwrap();
     let output = slim(folder.path(), &["--help"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    for verb in
-        ["trace", "build", "verify", "merge", "seccomp", "exec", "inspect", "doctor", "clean", "store"]
-    {
+    for verb in [
+        "trace", "build", "verify", "merge", "seccomp", "exec", "inspect", "doctor", "clean",
+        "store",
+    ] {
         assert!(text.contains(&format!("\n  {verb} ")), "{verb} is not in:\n{text}");
     }
 }

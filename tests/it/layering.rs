@@ -62,7 +62,11 @@ fn every_room_uses_only_rooms_of_later_ranks() {
             if rank(other) > rank(room) {
                 continue;
             }
-            let named = [format!("crate::{other}::"), format!("crate::{other};"), format!("crate::{other}}}")];
+            let named = [
+                format!("crate::{other}::"),
+                format!("crate::{other};"),
+                format!("crate::{other}}}"),
+            ];
             for (file, code) in files {
                 if named.iter().any(|name| code.contains(name.as_str())) {
                     wrong.push(format!("{} uses {other}", file.display()));
@@ -75,7 +79,8 @@ fn every_room_uses_only_rooms_of_later_ranks() {
 
 #[test]
 fn the_core_never_reaches_for_the_rim() {
-    let rim = ["std::fs", "std::process", "std::net", "SystemTime::now", "Instant::now", "std::env::"];
+    let rim =
+        ["std::fs", "std::process", "std::net", "SystemTime::now", "Instant::now", "std::env::"];
     for (room, files) in rooms() {
         if !["model", "keep", "seccomp"].contains(&room.as_str()) {
             continue;
@@ -123,6 +128,9 @@ fn every_test_file_is_registered() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
         let module = path.is_dir() || path.extension().is_some_and(|e| e == "rs");
-        assert!(!module || name == "main" || main.contains(&format!("mod {name};")), "{name} is forgotten");
+        assert!(
+            !module || name == "main" || main.contains(&format!("mod {name};")),
+            "{name} is forgotten"
+        );
     }
 }

@@ -2,3 +2,5 @@
 
 mod cli;
 mod layering;
+mod main_job;
+mod support;
