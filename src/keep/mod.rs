@@ -1,6 +1,17 @@
 //! The minimiser: profile + tree + policy into a keep-set, each path with its reasons. Pure.
+//!
+//! [`decide`] gathers what was used, what the configuration names and what the user asks for, and
+//! closes it over what those files need. [`verify_static`] and [`verify_dynamic`] compare the result
+//! with the original. Facts that need file contents arrive inside the tree; no file is opened here.
 
-use crate::model::{ImageConfig, KeepSet, Policy, Profile, Tree};
+mod closure;
+mod globs;
+mod needs;
+mod verify;
+
+use crate::model::{ImageConfig, KeepSet, NodeKind, Policy, Profile, Reason, RootPath, Tree};
+
+pub use verify::{Finding, verify_dynamic, verify_static};
 
 /// Why no keep-set could be decided.
 #[derive(Debug, thiserror::Error)]
@@ -12,41 +23,93 @@ pub enum KeepError {
 }
 
 /// Decides what stays. No clock, no disk: the same inputs always give the same keep-set.
+///
+/// A `--drop` glob wins over every reason, except that a directory above a kept path stays.
 pub fn decide(
-    _profile: &Profile,
-    _tree: &Tree,
-    _config: &ImageConfig,
-    _policy: &Policy,
+    profile: &Profile,
+    tree: &Tree,
+    config: &ImageConfig,
+    policy: &Policy,
 ) -> Result<KeepSet, KeepError> {
-    Ok(KeepSet::default())
+    let drop = globs::Globs::new("drop", &policy.drop)?;
+    let keep = globs::Globs::new("keep", &policy.keep)?;
+    let mut keeper = Keeper::new(tree, drop.matches(tree)?.into_keys().collect());
+    for (path, glob) in keep.matches(tree)? {
+        keeper.add(&path, Reason::Policy(glob));
+    }
+    for (path, reason) in needs::used(profile, tree) {
+        keeper.add(&path, reason);
+    }
+    for (path, reason) in needs::configured(tree, config) {
+        keeper.add(&path, reason);
+    }
+    for (path, node) in &tree.nodes {
+        if node.kind == NodeKind::Dir {
+            keeper.add(path, Reason::Directory);
+        }
+    }
+    let search = closure::Search::new(config);
+    while let Some(path) = keeper.todo.pop() {
+        search.close_over(&path, &mut keeper);
+    }
+    Ok(keeper.finish())
 }
 
-/// Something verification found wrong.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Finding {
-    /// `static` or `dynamic`.
-    pub check: &'static str,
-    /// A path (escaped) or a call's name.
-    pub subject: String,
-    /// What is wrong, in a sentence.
-    pub what: String,
-    /// Who met it, for dynamic findings.
-    pub by: Option<crate::model::FirstUse>,
+/// A keep-set in the making.
+struct Keeper<'a> {
+    tree: &'a Tree,
+    keep: KeepSet,
+    /// Kept paths whose needs were not looked at yet.
+    todo: Vec<RootPath>,
 }
 
-/// Compares the slim tree with the original, path by path: every path of `keep`, and no other, with
-/// type, mode, owner, times, xattrs, content and link groups as they were.
-pub fn verify_static(_original: &Tree, _slim: &Tree, _keep: &KeepSet) -> Vec<Finding> {
-    Vec::new()
+impl<'a> Keeper<'a> {
+    fn new(tree: &'a Tree, dropped: std::collections::BTreeSet<RootPath>) -> Self {
+        Self { tree, keep: KeepSet { dropped, ..KeepSet::default() }, todo: Vec::new() }
+    }
+
+    /// Keeps a path of the tree, unless the policy drops it.
+    fn add(&mut self, path: &RootPath, reason: Reason) {
+        if self.tree.get(path).is_none() || self.keep.dropped.contains(path) {
+            return;
+        }
+        let reasons = self.keep.paths.entry(path.clone()).or_insert_with(|| {
+            self.todo.push(path.clone());
+            Default::default()
+        });
+        reasons.insert(reason);
+    }
+
+    /// Keeps what a walk along `raw` from `cwd` meets: the symlinks, and the end for `reason`.
+    /// Returns the end, if the tree has it and the policy leaves it.
+    fn walk(&mut self, cwd: &RootPath, raw: &[u8], reason: Reason) -> Option<RootPath> {
+        let end = self.tree.resolve(&RootPath::root(), cwd, raw, true).filter(|end| end.exists)?;
+        for link in &end.links {
+            self.add(link, Reason::Walked);
+        }
+        self.add(&end.path, reason);
+        (!self.keep.dropped.contains(&end.path)).then_some(end.path)
+    }
+
+    /// Adds the directories above kept paths: those that the policy named too, since nothing can lie
+    /// below a directory that is not there.
+    fn finish(mut self) -> KeepSet {
+        let mut parents = std::collections::BTreeMap::new();
+        for path in self.keep.paths.keys() {
+            for parent in path.ancestors().take_while(|p| !p.is_root()) {
+                if self.keep.paths.contains_key(&parent) {
+                    break;
+                }
+                parents.entry(parent).or_insert_with(|| path.clone());
+            }
+        }
+        for (parent, child) in parents {
+            self.keep.dropped.remove(&parent);
+            self.keep.paths.entry(parent).or_default().insert(Reason::ParentOf(child));
+        }
+        self.keep
+    }
 }
 
-/// Compares a run of the slim image (folded against the original's tree) with the runs of the
-/// original.
-pub fn verify_dynamic(
-    _original: &Profile,
-    _slim: &Profile,
-    _tree: &Tree,
-    _keep: &KeepSet,
-) -> Vec<Finding> {
-    Vec::new()
-}
+#[cfg(test)]
+mod tests;

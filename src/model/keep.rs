@@ -60,7 +60,7 @@ impl Reason {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeepSet {
     pub paths: BTreeMap<RootPath, BTreeSet<Reason>>,
-    /// Paths that a reason would have kept and a `--drop` glob removed.
+    /// Every path of the tree that a `--drop` glob names, but for directories above kept paths.
     pub dropped: BTreeSet<RootPath>,
 }
 

@@ -6,14 +6,18 @@
 mod digest;
 mod image;
 mod keep;
+mod merge;
+mod parse;
 mod path;
-mod syscall;
 pub mod profile;
+mod syscall;
 mod tree;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};
 pub use image::{ExposedPort, Healthcheck, ImageConfig};
 pub use keep::{KeepSet, Policy, Reason};
+pub use merge::MergeError;
+pub use parse::ProfileError;
 pub use path::{RootPath, escape, unescape};
 pub use profile::{FirstUse, Loss, Phase, Profile, RunRecord};
 pub use syscall::Arch;

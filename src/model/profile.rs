@@ -46,6 +46,10 @@ pub struct Profile {
     pub syscalls: BTreeMap<String, BTreeMap<String, BTreeMap<String, Access>>>,
     #[serde(flatten)]
     pub extra: Extra,
+    /// Fields below the ones with an `extra` of their own that this version does not know, by key;
+    /// [`Profile::parse`] fills it, [`Profile::to_json`] puts them back.
+    #[serde(skip)]
+    pub unknown: Value,
 }
 
 /// Which image the profile is about. Names and manifest digests are aliases and join as sets.
@@ -245,6 +249,7 @@ impl Profile {
             mounts: BTreeMap::new(),
             syscalls: BTreeMap::new(),
             extra: Extra::new(),
+            unknown: Value::Null,
         }
     }
 

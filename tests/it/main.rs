@@ -3,4 +3,5 @@
 mod cli;
 mod layering;
 mod main_job;
+mod seccomp;
 mod support;
