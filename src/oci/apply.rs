@@ -11,7 +11,7 @@ use crate::model::{DiffId, Digest, Node, NodeKind, RootPath, Tree};
 use super::layer::{Entry, EntryKind, LayerError, Meta};
 
 /// The layers applied so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Stack {
     tree: Tree,
     next_inode: u64,
@@ -71,6 +71,17 @@ impl Stack {
         self.tree
     }
 
+    /// Fills in what reading a file just applied at `path` told about its content.
+    pub fn set_content(&mut self, path: &RootPath, entry: &Entry) {
+        let EntryKind::File { content: Some(digest), facts: known, .. } = &entry.kind else {
+            return;
+        };
+        let node = self.tree.nodes.get_mut(path).map(|node| &mut node.kind);
+        if let Some(NodeKind::File { content, facts, .. }) = node {
+            (*content, *facts) = (*digest, known.clone());
+        }
+    }
+
     fn layer(&self) -> usize {
         self.tree.layers.len() - 1
     }
@@ -79,8 +90,12 @@ impl Stack {
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, LayerError> {
         if entry.path.is_root() {
             if entry.kind == EntryKind::Opaque {
-                self.hide_below(&RootPath::root());
-                self.cut.insert(RootPath::root());
+                // An overlay has no opaque root: each name in it is hidden by itself.
+                let root = RootPath::root();
+                let names = self.tree.nodes.keys().filter(|p| p.parent().as_ref() == Some(&root));
+                self.cut.extend(names.cloned());
+                self.depends = true;
+                self.hide_below(&root);
                 return Ok(Applied::Cut);
             }
             self.root = Some(entry.meta.clone());
@@ -89,15 +104,21 @@ impl Stack {
         let path = self.real(&entry.path, entry)?;
         match &entry.kind {
             EntryKind::Whiteout => {
-                self.depends |= self.tree.get(&path).is_none_or(|n| n.layer == self.layer());
-                self.hide(&path);
-                self.cut.insert(path);
+                let layer = self.layer();
+                self.depends |= self.tree.get(&path).is_none_or(|node| node.layer == layer);
+                // A whiteout of nothing must not bring up folders above it.
+                if self.tree.has(&path) {
+                    self.hide(&path);
+                    self.cut.insert(path);
+                }
                 Ok(Applied::Cut)
             }
             EntryKind::Opaque => {
                 self.depends |= !matches!(self.kind(&path), Some(NodeKind::Dir));
-                self.hide_below(&path);
-                self.cut.insert(path);
+                if self.tree.has(&path) {
+                    self.hide_below(&path);
+                    self.cut.insert(path);
+                }
                 Ok(Applied::Cut)
             }
             EntryKind::Dir => Ok(self.directory(path, &entry.meta)),
@@ -118,7 +139,8 @@ impl Stack {
         }
         let root = RootPath::root();
         let walked = self.tree.resolve(&root, &root, parent.as_bytes(), true);
-        let walked = walked.ok_or_else(|| self.refuse(entry, "its folder is a loop of symlinks"))?;
+        let walked =
+            walked.ok_or_else(|| self.refuse(entry, "its folder is a loop of symlinks"))?;
         let layer = self.layer();
         let below = |link: &RootPath| self.tree.get(link).is_some_and(|n| n.layer < layer);
         self.depends |= walked.links.iter().any(below);

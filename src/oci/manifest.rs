@@ -88,7 +88,8 @@ impl Platform {
         let variant = parts.next();
         let same = |want: &str| {
             let have = self.variant.as_deref().unwrap_or("");
-            have == want || (architecture == "arm64" && [have, want].iter().all(|v| matches!(*v, "" | "v8")))
+            have == want
+                || (architecture == "arm64" && [have, want].iter().all(|v| matches!(*v, "" | "v8")))
         };
         self.os == os && self.architecture == architecture && variant.is_none_or(same)
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::model::{Digest, DiffId};
+use crate::model::{DiffId, Digest};
 use crate::oci::manifest::Descriptor;
 use crate::oci::{BlobSource, Layer};
 
@@ -44,7 +44,8 @@ impl Container {
         if path.is_dir() {
             return Ok(Self { path: path.to_owned(), inner: Inner::Folder });
         }
-        let read = |source| SourceError::Read { path: path.into(), what: "the archive".into(), source };
+        let read =
+            |source| SourceError::Read { path: path.into(), what: "the archive".into(), source };
         let mut file = File::open(path).map_err(read)?;
         let mut head = [0; 4];
         let n = file.read(&mut head).map_err(read)?;
@@ -87,7 +88,8 @@ impl Container {
 
     /// A small member, whole.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, SourceError> {
-        let error = |source| SourceError::Read { path: self.path.clone(), what: name.into(), source };
+        let error =
+            |source| SourceError::Read { path: self.path.clone(), what: name.into(), source };
         let mut bytes = Vec::new();
         let stream = self.stream(name).map_err(error)?;
         stream.take(MAX_JSON).read_to_end(&mut bytes).map_err(error)?;
@@ -95,13 +97,23 @@ impl Container {
     }
 
     /// A blob that is JSON, its size and digest checked.
-    pub fn blob(&self, what: &str, descriptor: &Descriptor) -> Result<(Digest, Vec<u8>), SourceError> {
+    pub fn blob(
+        &self,
+        what: &str,
+        descriptor: &Descriptor,
+    ) -> Result<(Digest, Vec<u8>), SourceError> {
         let digest = self.digest(what, descriptor)?;
         let bytes = self.read(&blob_name(&digest))?;
         let (path, what) = (self.path.clone(), what.to_owned());
         let size = bytes.len() as u64;
         if size != descriptor.size {
-            return Err(SourceError::WrongSize { path, what, digest, want: descriptor.size, got: size });
+            return Err(SourceError::WrongSize {
+                path,
+                what,
+                digest,
+                want: descriptor.size,
+                got: size,
+            });
         }
         let got = Digest::of(&bytes);
         if got != digest {
@@ -118,7 +130,11 @@ impl Container {
         })
     }
 
-    pub fn json<T: serde::de::DeserializeOwned>(&self, what: &str, bytes: &[u8]) -> Result<T, SourceError> {
+    pub fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &str,
+        bytes: &[u8],
+    ) -> Result<T, SourceError> {
         serde_json::from_slice(bytes).map_err(|source| SourceError::Json {
             path: self.path.clone(),
             what: what.to_owned(),

@@ -16,7 +16,8 @@ pub(super) fn read(
     tag: Option<&str>,
     platform: &str,
 ) -> Result<Image, SourceError> {
-    let items: Vec<DockerItem> = container.json("manifest.json", &container.read("manifest.json")?)?;
+    let items: Vec<DockerItem> =
+        container.json("manifest.json", &container.read("manifest.json")?)?;
     let item = choose(&container, &items, tag)?;
     let config_bytes = container.read(&item.config)?;
     let config_digest = Digest::of(&config_bytes);
@@ -58,10 +59,14 @@ fn choose<'a>(
 ) -> Result<&'a DockerItem, SourceError> {
     let path = || container.path.clone();
     let tags = |item: &DockerItem| item.repo_tags.clone().unwrap_or_default();
-    let all: Vec<String> = items.iter().enumerate().flat_map(|(at, item)| {
-        let tags = tags(item);
-        if tags.is_empty() { vec![format!("@{at}")] } else { tags }
-    }).collect();
+    let all: Vec<String> = items
+        .iter()
+        .enumerate()
+        .flat_map(|(at, item)| {
+            let tags = tags(item);
+            if tags.is_empty() { vec![format!("@{at}")] } else { tags }
+        })
+        .collect();
     let Some(wanted) = tag else {
         return match items {
             [] => Err(SourceError::Empty { path: path() }),
@@ -75,7 +80,9 @@ fn choose<'a>(
     match (by_index, &meant[..]) {
         (Some(item), _) => Ok(item),
         (None, [only]) => Ok(only),
-        (None, []) => Err(SourceError::NoSuchTag { path: path(), wanted: wanted.into(), found: all }),
+        (None, []) => {
+            Err(SourceError::NoSuchTag { path: path(), wanted: wanted.into(), found: all })
+        }
         (None, _) => Err(SourceError::Ambiguous { path: path(), found: all }),
     }
 }

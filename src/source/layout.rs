@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::model::{Digest, ImageConfig};
 use crate::oci::manifest::{
-    CONTAINERD_NAME, Descriptor, Index, Manifest, Platform, REF_NAME, is_index, is_layer, is_manifest,
+    CONTAINERD_NAME, Descriptor, Index, Manifest, Platform, REF_NAME, is_index, is_layer,
+    is_manifest,
 };
 use crate::oci::{BlobSource, Image};
 
@@ -77,7 +78,8 @@ fn choose<'a>(
 ) -> Result<&'a Descriptor, SourceError> {
     let path = || container.path.clone();
     let images: Vec<&Descriptor> = index.manifests.iter().filter(|d| is_image(d)).collect();
-    let shown = |d: &&Descriptor| image_names(d).last().map_or(d.digest.clone(), |n| (*n).to_owned());
+    let shown =
+        |d: &&Descriptor| image_names(d).last().map_or(d.digest.clone(), |n| (*n).to_owned());
     if images.is_empty() {
         return Err(match index.manifests.first() {
             None => SourceError::Empty { path: path() },
@@ -104,10 +106,13 @@ fn choose<'a>(
     match fitting[..] {
         [only] => Ok(only),
         [] => {
-            let found = meant.iter().filter_map(|d| Some(d.platform.as_ref()?.to_string())).collect();
+            let found =
+                meant.iter().filter_map(|d| Some(d.platform.as_ref()?.to_string())).collect();
             Err(SourceError::Platform { path: path(), wanted: platform.into(), found })
         }
-        _ => Err(SourceError::Ambiguous { path: path(), found: fitting.iter().map(shown).collect() }),
+        _ => {
+            Err(SourceError::Ambiguous { path: path(), found: fitting.iter().map(shown).collect() })
+        }
     }
 }
 

@@ -111,7 +111,10 @@ fn split_tag(rest: &str) -> Result<(PathBuf, Option<&str>), SourceError> {
     }
     for (at, _) in rest.rmatch_indices(':') {
         if Path::new(&rest[..at]).exists() && at > 0 {
-            return Ok((PathBuf::from(&rest[..at]), Some(&rest[at + 1..]).filter(|t| !t.is_empty())));
+            return Ok((
+                PathBuf::from(&rest[..at]),
+                Some(&rest[at + 1..]).filter(|t| !t.is_empty()),
+            ));
         }
     }
     Err(SourceError::NotFound { path: PathBuf::from(rest) })

@@ -222,7 +222,8 @@ impl<R: Read> TarReader<R> {
         let numbers: Option<Vec<u64>> = match extra.get("GNU.sparse.map") {
             Some(map) => map.split(|b| *b == b',').map(number).collect(),
             None => {
-                let pair = |key: &[u8]| matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes");
+                let pair =
+                    |key: &[u8]| matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes");
                 extra.pax.iter().filter(|(k, _)| pair(k)).map(|(_, v)| number(v)).collect()
             }
         };
@@ -388,16 +389,26 @@ fn meta(header: &tar::Header, extra: &Extra) -> Result<Meta, String> {
     let id = |key: &str, raw: &[u8]| -> Result<u32, String> {
         let n = match extra.number(key)? {
             Some(n) => n,
-            None => u64::try_from(field(key, raw)?).map_err(|_| format!("its {key} is negative"))?,
+            None => {
+                u64::try_from(field(key, raw)?).map_err(|_| format!("its {key} is negative"))?
+            }
         };
         u32::try_from(n).map_err(|_| format!("its {key} {n} is more than Linux knows"))
     };
     let mtime = match extra.get("mtime").filter(|raw| !raw.is_empty()) {
-        Some(raw) => pax_time(raw).ok_or_else(|| format!("its mtime {:?} is no time", escape(raw)))?,
+        Some(raw) => {
+            pax_time(raw).ok_or_else(|| format!("its mtime {:?} is no time", escape(raw)))?
+        }
         None => (field("mtime", &old.mtime)?, 0),
     };
     let mode = u32::try_from(field("mode", &old.mode)? & 0o7777).unwrap_or(0);
-    Ok(Meta { mode, uid: id("uid", &old.uid)?, gid: id("gid", &old.gid)?, mtime, xattrs: xattrs(extra) })
+    Ok(Meta {
+        mode,
+        uid: id("uid", &old.uid)?,
+        gid: id("gid", &old.gid)?,
+        mtime,
+        xattrs: xattrs(extra),
+    })
 }
 
 /// `SCHILY.xattr.NAME` records, the form every engine writes; an empty value removes a name that a
@@ -429,7 +440,8 @@ fn number(raw: &[u8]) -> Option<i64> {
     if first & 0x80 != 0 {
         let start: i128 = if first & 0x40 != 0 { -1 } else { 0 };
         let head = (start << 7) | i128::from(first & 0x7f);
-        let value = raw[1..].iter().try_fold(head, |n, b| n.checked_mul(256).map(|n| n | i128::from(*b)));
+        let value =
+            raw[1..].iter().try_fold(head, |n, b| n.checked_mul(256).map(|n| n | i128::from(*b)));
         return i64::try_from(value?).ok();
     }
     let digits = raw.split(|b| *b == 0).next()?;
