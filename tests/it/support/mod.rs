@@ -1,0 +1,3 @@
+//! Fixtures that tests share.
+
+pub mod image;
