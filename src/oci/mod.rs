@@ -1,11 +1,16 @@
 //! Image formats: descriptor, manifest, index, config, layer, whiteout, layout.
 //!
-//! Parsing works on bytes in memory; where the bytes come from is `source`'s business.
+//! Parsing works on bytes in memory; where the bytes come from is `source`'s business, where files
+//! go is `rootfs`'s.
 
 use std::io::Read;
 use std::sync::Arc;
 
 use crate::model::{ChainId, DiffId, Digest, ImageConfig};
+
+pub mod apply;
+pub mod layer;
+pub mod manifest;
 
 /// An image that was found and whose manifest and configuration were checked.
 #[derive(Clone)]
@@ -41,6 +46,11 @@ pub struct Layer {
 pub trait BlobSource: Send + Sync {
     /// The stored bytes of layer `index`, lowest 0.
     fn open(&self, index: usize) -> std::io::Result<Box<dyn Read + Send>>;
+
+    /// Stored size of layer `index` in bytes, where known without reading it.
+    fn size(&self, _index: usize) -> Option<u64> {
+        None
+    }
 }
 
 impl Image {
@@ -52,5 +62,13 @@ impl Image {
     /// Lowest first.
     pub fn diff_ids(&self) -> Vec<DiffId> {
         self.layers.iter().map(|layer| layer.diff_id).collect()
+    }
+
+    /// Stored bytes of all layers together, as far as known.
+    pub fn stored_bytes(&self) -> u64 {
+        let size = |(at, layer): (usize, &Layer)| {
+            self.blobs.size(at).or(layer.blob.map(|(_, size)| size)).unwrap_or(0)
+        };
+        self.layers.iter().enumerate().map(size).sum()
     }
 }

@@ -1,31 +1,69 @@
 //! Unpacks layers once into a content-addressed store, indexes them into a `Tree`, mounts overlays.
+//!
+//! A layer's folder holds it as a lower directory of overlayfs; how layers add up is `oci::apply`'s
+//! business, what runs on them `runtime`'s.
 
 use std::path::{Path, PathBuf};
 
 use crate::model::{RootPath, Tree};
 use crate::oci::Image;
+use crate::oci::apply::Stack;
+use crate::oci::layer::LayerError;
+
+mod changes;
+mod content;
+mod housekeeping;
+mod store;
+mod writer;
+
+pub use housekeeping::{Cleaned, StoredLayer};
+pub use store::{RunDir, Store};
 
 /// Why layers could not be unpacked, indexed or mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
-    #[error("not written yet")]
-    Stub,
+    /// The image is bad: exit 3.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The disk is full: exit 4.
+    #[error("no space left for {}: free some, run `slim store gc`, or choose another place with --store", path.display())]
+    Full { path: PathBuf },
+    /// The host forbids or lacks something: exit 4.
+    #[error("{what}: {why}; {way_out}")]
+    Host { what: String, why: String, way_out: String },
+    /// A file of the store cannot be read or written: exit 4.
+    #[error("cannot {what} {}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: std::io::Error },
 }
 
-/// The folder with unpacked layers and the scratch space of runs.
-pub struct Store;
+impl RootfsError {
+    /// True if the image is to blame (exit 3), false if the host is (exit 4).
+    pub fn is_bad_image(&self) -> bool {
+        matches!(self, Self::Layer(_))
+    }
+
+    /// An error of a system call on `path`, told apart by what the user can do about it.
+    pub(crate) fn io(what: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        let source = source.into();
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::Full { path: path.to_owned() }
+            }
+            std::io::ErrorKind::PermissionDenied => Self::Host {
+                what: format!("cannot {what} {}", path.display()),
+                why: source.to_string(),
+                way_out: "run slim as root, or choose a folder you own with --store".into(),
+            },
+            _ => Self::Io { what, path: path.to_owned(), source },
+        }
+    }
+}
 
 /// An image, unpacked.
 pub struct Rootfs {
     /// Folders with the unpacked layers, lowest first.
     pub lowers: Vec<PathBuf>,
     pub tree: Tree,
-}
-
-/// The scratch folder of a live run; removed on drop. Locked, so that `clean` leaves it alone.
-pub struct RunDir {
-    pub id: String,
-    pub path: PathBuf,
 }
 
 /// What the upper directory says happened to a path.
@@ -36,45 +74,53 @@ pub enum Change {
     Removed,
 }
 
-impl Store {
-    /// Opens or creates the store at `path` (default `/var/lib/slim`). Where it lies on overlayfs, a
-    /// tmpfs or loop image takes its place and a warning says so.
-    pub fn open(_path: Option<&Path>) -> Result<Self, RootfsError> {
-        Err(RootfsError::Stub)
-    }
-
-    /// Unpacks the layers that are not there yet and indexes the whole.
-    /// `progress` gets (bytes done, bytes in all).
-    pub fn unpack(
-        &self,
-        _image: &Image,
-        _progress: &dyn Fn(u64, u64),
-    ) -> Result<Rootfs, RootfsError> {
-        Err(RootfsError::Stub)
-    }
-
-    /// Scratch space for one run.
-    pub fn new_run(&self) -> Result<RunDir, RootfsError> {
-        Err(RootfsError::Stub)
-    }
-}
-
 /// Indexes an image without unpacking it.
-pub fn index(_image: &Image) -> Result<Tree, RootfsError> {
-    Err(RootfsError::Stub)
+pub fn index(image: &Image) -> Result<Tree, RootfsError> {
+    let mut stack = Stack::default();
+    for (at, layer) in image.layers.iter().enumerate() {
+        stack.begin_layer(layer.diff_id);
+        let mut stream = crate::oci::layer::open(image, at)?;
+        while let Some(mut entry) = stream.next_entry()? {
+            content::read(&mut stream, &mut entry, |_| Ok(()))?;
+            stack.apply(&entry)?;
+        }
+        stream.finish()?;
+    }
+    Ok(stack.into_tree())
 }
 
 /// Mounts `lowers` (lowest first) with `upper` and `work` at `target`; any number of layers.
+///
+/// `fsopen(2)` and `fsconfig(2)` with `lowerdir+`: Linux 6.5, one call per layer, so that the length
+/// of the paths does not matter. Needs `CAP_SYS_ADMIN`.
 pub fn mount_overlay(
-    _lowers: &[PathBuf],
-    _upper: &Path,
-    _work: &Path,
-    _target: &Path,
+    lowers: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    target: &Path,
 ) -> Result<(), RootfsError> {
-    Err(RootfsError::Stub)
+    use rustix::mount as sys;
+    let error = |what: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |errno: rustix::io::Errno| RootfsError::io(what, &path, errno)
+    };
+    let fs = sys::fsopen("overlay", sys::FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(error("open an overlay for", target))?;
+    // overlayfs wants the topmost layer first.
+    for lower in lowers.iter().rev() {
+        sys::fsconfig_set_string(&fs, "lowerdir+", lower).map_err(error("stack", lower))?;
+    }
+    sys::fsconfig_set_string(&fs, "upperdir", upper).map_err(error("write changes to", upper))?;
+    sys::fsconfig_set_string(&fs, "workdir", work).map_err(error("use as work folder", work))?;
+    sys::fsconfig_create(&fs).map_err(error("make an overlay for", target))?;
+    let mount = sys::fsmount(&fs, sys::FsMountFlags::FSMOUNT_CLOEXEC, sys::MountAttrFlags::empty())
+        .map_err(error("mount an overlay at", target))?;
+    let flags = sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    sys::move_mount(&mount, "", rustix::fs::CWD, target, flags)
+        .map_err(error("mount an overlay at", target))
 }
 
 /// What an upper directory holds beyond `tree`: created, changed and removed paths.
-pub fn changes(_upper: &Path, _tree: &Tree) -> Result<Vec<(RootPath, Change)>, RootfsError> {
-    Err(RootfsError::Stub)
+pub fn changes(upper: &Path, tree: &Tree) -> Result<Vec<(RootPath, Change)>, RootfsError> {
+    changes::read(upper, tree)
 }

@@ -1,6 +1,8 @@
 //! One test binary, one file per capability.
 
 mod cli;
+mod images;
+mod images_corpus;
 mod layering;
 mod main_job;
 mod seccomp;

@@ -1,0 +1,87 @@
+//! The result's configuration and manifest: values in, bytes out.
+
+use serde_json::{Value, json};
+
+use crate::model::{Digest, KeepSet};
+use crate::oci::Image;
+use crate::oci::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST};
+
+use super::EmitError;
+use super::blob::Written;
+use super::plan::Plan;
+
+const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
+/// Digest over the kept paths, escaped, sorted, a line each.
+const KEEP_SET: &str = "slim.keep-set.digest";
+
+/// The original's configuration with the result's layers; everything else as it was.
+pub(super) fn edit(original: &[u8], layers: &[Written], plan: &Plan) -> Result<Vec<u8>, EmitError> {
+    let mut config: Value = serde_json::from_slice(original).map_err(|_| EmitError::Config)?;
+    let top = config.as_object_mut().ok_or(EmitError::Config)?;
+    let ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+    match top.get_mut("rootfs").and_then(Value::as_object_mut) {
+        Some(rootfs) => {
+            rootfs.insert("diff_ids".into(), json!(ids));
+        }
+        None => {
+            top.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": ids }));
+        }
+    }
+    if let Some(history) = top.get_mut("history").and_then(Value::as_array_mut) {
+        trim(history, plan);
+    }
+    serde_json::to_vec(&config).map_err(|_| EmitError::Config)
+}
+
+/// Every layer has a step of the history that is not empty. A step whose layer went, or was merged
+/// into a later one, becomes an empty one.
+fn trim(history: &mut [Value], plan: &Plan) {
+    let last_of = |output: usize| plan.output_of.iter().rposition(|o| *o == Some(output));
+    let mut layer = 0;
+    for step in history.iter_mut().filter_map(Value::as_object_mut) {
+        if step.get("empty_layer").and_then(Value::as_bool) == Some(true) {
+            continue;
+        }
+        let output = plan.output_of.get(layer).copied().flatten();
+        if output.is_none_or(|output| last_of(output) != Some(layer)) {
+            step.insert("empty_layer".into(), json!(true));
+        }
+        layer += 1;
+    }
+}
+
+/// The manifest: what it annotates is known before the image is verified.
+pub(super) fn manifest(
+    image: &Image,
+    keep: &KeepSet,
+    config: &[u8],
+    layers: &[Written],
+) -> Vec<u8> {
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: OCI_MANIFEST.into(),
+        config: descriptor(OCI_CONFIG, Digest::of(config), config.len() as u64),
+        layers: layers.iter().map(|l| descriptor(OCI_LAYER_GZIP, l.digest, l.size)).collect(),
+        annotations: [
+            (BASE_DIGEST.to_owned(), image.manifest_digest.to_string()),
+            (KEEP_SET.to_owned(), keep_digest(keep).to_string()),
+        ]
+        .into(),
+    };
+    serde_json::to_vec(&manifest).expect("a manifest is plain JSON")
+}
+
+pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+    Descriptor {
+        media_type: media_type.into(),
+        digest: digest.to_string(),
+        size,
+        platform: None,
+        annotations: Default::default(),
+    }
+}
+
+fn keep_digest(keep: &KeepSet) -> Digest {
+    let lines: String = keep.paths.keys().map(|path| format!("{path}\n")).collect();
+    Digest::of(lines.as_bytes())
+}

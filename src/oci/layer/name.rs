@@ -1,0 +1,86 @@
+//! Names inside layers, taken relative to the root (OCI image-spec, layer.md; FACTS of engines).
+
+use crate::model::{RootPath, escape};
+
+/// What an entry's name says, before its type is looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Plain(RootPath),
+    Whiteout(RootPath),
+    Opaque(RootPath),
+    /// Bookkeeping of aufs (`.wh..wh.plnk` and the like), which no engine unpacks.
+    Ignored,
+}
+
+/// Reads an entry's name. A leading `/` or `./` is dropped; `..` is resolved by name, as engines do,
+/// and must not climb above the root.
+pub(super) fn parse_name(raw: &[u8]) -> Result<Name, String> {
+    let path = clean(raw)?;
+    let last = path.file_name();
+    if path.components().any(|name| name.starts_with(b".wh..wh.") && name != b".wh..wh..opq") {
+        return Ok(Name::Ignored);
+    }
+    let parent = || path.parent().unwrap_or_else(RootPath::root);
+    if last == b".wh..wh..opq" {
+        return Ok(Name::Opaque(parent()));
+    }
+    match last.strip_prefix(b".wh.") {
+        None => Ok(Name::Plain(path)),
+        Some(b"") => Err("a whiteout that names nothing".into()),
+        Some(name @ (b"." | b"..")) => {
+            Err(format!("a whiteout of `{}`, which leaves its directory", escape(name)))
+        }
+        Some(name) => Ok(Name::Whiteout(parent().join(name))),
+    }
+}
+
+/// A path relative to the root, `..` resolved by name; an error says how it leaves the root.
+pub(super) fn clean(raw: &[u8]) -> Result<RootPath, String> {
+    if raw.contains(&0) {
+        return Err("a name with a NUL byte".into());
+    }
+    let mut names: Vec<&[u8]> = Vec::new();
+    for name in raw.split(|b| *b == b'/').filter(|n| !matches!(*n, b"" | b".")) {
+        if name != b".." {
+            names.push(name);
+        } else if names.pop().is_none() {
+            return Err(format!("`{}` climbs above the root", escape(raw)));
+        }
+    }
+    RootPath::parse(&names.join(&b'/')).ok_or_else(|| "a name that is no path".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> RootPath {
+        RootPath::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn names_are_taken_relative_to_the_root() {
+        for (raw, want) in [
+            ("./usr/bin/", Ok(Name::Plain(path("/usr/bin")))),
+            ("/etc/passwd", Ok(Name::Plain(path("/etc/passwd")))),
+            ("./", Ok(Name::Plain(path("/")))),
+            ("a/../b", Ok(Name::Plain(path("/b")))),
+            ("..a/...", Ok(Name::Plain(path("/..a/...")))),
+            ("etc/.wh.motd", Ok(Name::Whiteout(path("/etc/motd")))),
+            ("etc/.wh..hidden", Ok(Name::Whiteout(path("/etc/.hidden")))),
+            ("etc/.wh....", Ok(Name::Whiteout(path("/etc/...")))),
+            ("etc/.wh..wh..opq", Ok(Name::Opaque(path("/etc")))),
+            (".wh..wh..opq", Ok(Name::Opaque(path("/")))),
+            (".wh..wh.plnk/1.2", Ok(Name::Ignored)),
+        ] {
+            assert_eq!(parse_name(raw.as_bytes()), want, "{raw}");
+        }
+    }
+
+    #[test]
+    fn names_that_leave_the_root_are_refused() {
+        for raw in ["..", "../x", "/../x", "a/../../x", "a/.wh..", "a/.wh...", ".wh.", "a\0b"] {
+            assert!(parse_name(raw.as_bytes()).is_err(), "{raw:?}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A layer's bytes on their way from the blob to its entries, every one of them verified.
+//!
+//! A thread of its own reads, hashes and decompresses; entries are parsed, and the diffID hashed,
+//! where they are used. So two processors share the work.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::model::{DiffId, Digest};
+use crate::oci::Image;
+
+use super::{Entry, LayerError, TarReader};
+
+const CHUNK: usize = 256 << 10;
+const AHEAD: usize = 16;
+
+/// One layer, being read. [`LayerStream::finish`] must be called for its digests to be checked.
+pub struct LayerStream {
+    tar: TarReader<Chunks>,
+    layer: usize,
+    blob: Option<(Digest, u64)>,
+    diff_id: DiffId,
+    thread: Option<JoinHandle<io::Result<Pumped>>>,
+    read: Arc<AtomicU64>,
+}
+
+/// Opens layer `index` of `image` for reading.
+pub fn open(image: &Image, index: usize) -> Result<LayerStream, LayerError> {
+    let layer = &image.layers[index];
+    let (blob, diff_id) = (layer.blob, layer.diff_id);
+    let source = image.blobs.open(index).map_err(|source| LayerError::Read {
+        layer: index,
+        blob: blob_name(blob, diff_id),
+        source,
+    })?;
+    let (sender, receiver) = sync_channel(AHEAD);
+    let read = Arc::new(AtomicU64::new(0));
+    let progress = Arc::clone(&read);
+    let thread = std::thread::spawn(move || pump(source, blob.is_some(), &progress, &sender));
+    let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash: Sha256::new() };
+    let tar = TarReader::new(chunks, index, diff_id);
+    Ok(LayerStream { tar, layer: index, blob, diff_id, thread: Some(thread), read })
+}
+
+impl LayerStream {
+    /// The next entry, content of the last one skipped.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
+        let entry = self.tar.next_entry();
+        entry.map_err(|error| self.cause(error))
+    }
+
+    /// Reads content of the entry at hand; 0 at its end.
+    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize, LayerError> {
+        let n = self.tar.read(buf);
+        n.map_err(|error| {
+            let error = self.tar.content_error(&error);
+            self.cause(error)
+        })
+    }
+
+    /// Stored bytes read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Reads to the end and checks blob digest, size and diffID.
+    pub fn finish(mut self) -> Result<(), LayerError> {
+        let drained = io::copy(self.tar.inner_mut(), &mut io::sink());
+        self.check_blob()?;
+        drained.map_err(|source| self.read_error(source))?;
+        let got = DiffId(Digest::from_raw(self.tar.inner_mut().hash.finalize_reset().into()));
+        if got == self.diff_id {
+            return Ok(());
+        }
+        Err(LayerError::DiffId { layer: self.layer, want: self.diff_id, got })
+    }
+
+    /// Waits for the reading thread; checks size and digest of the blob, then what else it met.
+    fn check_blob(&mut self) -> Result<(), LayerError> {
+        let layer = self.layer;
+        let thread = self.thread.take().expect("joined once");
+        let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("its reader died")));
+        let got = ended.map_err(|source| self.read_error(source))?;
+        if let Some((want, size)) = self.blob {
+            if got.size != size {
+                return Err(LayerError::BlobSize { layer, blob: want, want: size, got: got.size });
+            }
+            if got.digest != want {
+                return Err(LayerError::BlobDigest { layer, want, got: got.digest });
+            }
+        }
+        got.error.map_or(Ok(()), |source| Err(self.read_error(source)))
+    }
+
+    fn read_error(&self, source: io::Error) -> LayerError {
+        LayerError::Read { layer: self.layer, blob: blob_name(self.blob, self.diff_id), source }
+    }
+
+    /// A tar that cannot be parsed is most often a damaged blob: the digest then says so better.
+    /// A refused entry stays the reason.
+    fn cause(&mut self, error: LayerError) -> LayerError {
+        if matches!(error, LayerError::Entry { .. }) || self.thread.is_none() {
+            return error;
+        }
+        let _ = io::copy(self.tar.inner_mut(), &mut io::sink());
+        self.check_blob().err().unwrap_or(error)
+    }
+}
+
+fn blob_name(blob: Option<(Digest, u64)>, diff_id: DiffId) -> String {
+    blob.map_or_else(|| format!("with diffID {diff_id}"), |(digest, _)| digest.to_string())
+}
+
+/// How reading a blob ended.
+struct Pumped {
+    digest: Digest,
+    size: u64,
+    /// What the decoder met; a wrong digest explains it better where there is one.
+    error: Option<io::Error>,
+}
+
+/// Reads the blob to its end, whatever the decoder makes of it, so that its digest is known.
+fn pump(
+    source: Box<dyn Read + Send>,
+    hash: bool,
+    progress: &AtomicU64,
+    out: &SyncSender<Vec<u8>>,
+) -> io::Result<Pumped> {
+    let hash = hash.then(Sha256::new);
+    let mut blob = Counted { inner: source, hash, size: 0, progress };
+    let mut error = decode(&mut blob, out).err();
+    if error.as_ref().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        error = None; // whoever read the entries went away and has a reason of its own
+    } else {
+        io::copy(&mut blob, &mut io::sink())?;
+    }
+    let raw = blob.hash.map_or([0; 32], |hash| hash.finalize().into());
+    Ok(Pumped { digest: Digest::from_raw(raw), size: blob.size, error })
+}
+
+fn decode(blob: &mut impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
+    let mut blob = BufReader::with_capacity(CHUNK, blob);
+    let head = blob.fill_buf()?;
+    if head.starts_with(&[0x1f, 0x8b]) {
+        send(flate2::bufread::MultiGzDecoder::new(blob), out)
+    } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_zstd_skippable(head) {
+        send(zstd::stream::read::Decoder::with_buffer(blob)?, out)
+    } else {
+        send(blob, out)
+    }
+}
+
+/// A skippable frame (RFC 8878, 3.1.2), as zstd:chunked and some compressors start with.
+fn is_zstd_skippable(head: &[u8]) -> bool {
+    head.len() >= 4 && (head[0] & 0xf0) == 0x50 && head[1..4] == [0x2a, 0x4d, 0x18]
+}
+
+fn send(mut from: impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
+    loop {
+        let mut chunk = vec![0; CHUNK];
+        let mut filled = 0;
+        while filled < CHUNK {
+            match from.read(&mut chunk[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        chunk.truncate(filled);
+        if filled == 0 {
+            return Ok(());
+        }
+        out.send(chunk).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+    }
+}
+
+struct Counted<'a> {
+    inner: Box<dyn Read + Send>,
+    hash: Option<Sha256>,
+    size: u64,
+    progress: &'a AtomicU64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buf[..n]);
+        }
+        self.size += n as u64;
+        self.progress.store(self.size, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// The uncompressed bytes, hashed as they are read.
+struct Chunks {
+    receiver: Receiver<Vec<u8>>,
+    chunk: Vec<u8>,
+    at: usize,
+    hash: Sha256,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.chunk.len() {
+            // A closed channel is the end; why it ended is told by the thread's result.
+            let Ok(chunk) = self.receiver.recv() else { return Ok(0) };
+            self.hash.update(&chunk);
+            (self.chunk, self.at) = (chunk, 0);
+        }
+        let n = buf.len().min(self.chunk.len() - self.at);
+        buf[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}

@@ -1,0 +1,321 @@
+//! The store: `layers/KEY/{fs,entries.json,lock}` and `runs/ID/{…,lock}`, and the locks on them.
+//!
+//! A whole layer has its final name; whatever has a temporary one is being written, or was by a
+//! process that died. Locks are `flock(2)`s, so they end with the process whatever happens to it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ChainId, DiffId};
+use crate::oci::apply::Stack;
+use crate::oci::layer::Entry;
+use crate::oci::{Image, layer};
+
+use super::writer::Writer;
+use super::{Rootfs, RootfsError};
+
+const DEFAULT: &str = "/var/lib/slim";
+pub(super) const TEMPORARY: &str = ".tmp-";
+const SCHEMA: u32 = 1;
+
+/// The folder with unpacked layers and the scratch space of runs.
+pub struct Store {
+    pub(super) path: PathBuf,
+    /// Shared locks on the layers in use by this process.
+    in_use: Mutex<Vec<File>>,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// The scratch folder of a live run; removed on drop. Locked, so that `clean` leaves it alone.
+pub struct RunDir {
+    /// Twelve hexadecimal digits.
+    pub id: String,
+    pub path: PathBuf,
+    _lock: File,
+}
+
+/// What a layer holds, so that a second run need not read it again.
+#[derive(Serialize, Deserialize)]
+struct LayerIndex {
+    schema: u32,
+    entries: Vec<Entry>,
+}
+
+impl Store {
+    /// Opens or creates the store at `path` (default `/var/lib/slim`). Where it lies on overlayfs, a
+    /// tmpfs takes its place once something is to be written, and a warning says so.
+    pub fn open(path: Option<&Path>) -> Result<Self, RootfsError> {
+        let path = path.unwrap_or(Path::new(DEFAULT));
+        std::fs::create_dir_all(path).map_err(|e| RootfsError::io("make the store", path, e))?;
+        let path = path.canonicalize().map_err(|e| RootfsError::io("open the store", path, e))?;
+        Ok(Self { path, in_use: Mutex::default(), warnings: Mutex::default() })
+    }
+
+    /// What the user should know about this store.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().map(|w| w.clone()).unwrap_or_default()
+    }
+
+    /// The folder of the store.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Unpacks the layers that are not there yet and indexes the whole.
+    /// `progress` gets (bytes done, bytes in all).
+    pub fn unpack(
+        &self,
+        image: &Image,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Rootfs, RootfsError> {
+        self.prepare()?;
+        self.clean()?;
+        let (mut stack, mut lowers) = (Stack::default(), Vec::new());
+        let (diff_ids, all) = (image.diff_ids(), image.stored_bytes());
+        let mut done = 0;
+        for (at, diff_id) in diff_ids.iter().enumerate() {
+            let chain = ChainId::of(&diff_ids[..=at]);
+            let step = |bytes: u64| progress((done + bytes).min(all), all);
+            lowers.push(self.layer(image, at, *diff_id, chain, &mut stack, &lowers, &step)?);
+            done += image.blobs.size(at).unwrap_or(0);
+            progress(done.min(all), all);
+        }
+        Ok(Rootfs { lowers, tree: stack.into_tree() })
+    }
+
+    /// Scratch space for one run.
+    pub fn new_run(&self) -> Result<RunDir, RootfsError> {
+        self.prepare()?;
+        let _guard = self.lock_store()?;
+        let runs = self.folder("runs")?;
+        let (path, lock) = new_locked(&runs, "")?;
+        let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(RunDir { id, path, _lock: lock })
+    }
+
+    /// The folder of one layer, from the store or unpacked now. Applies it to `stack`.
+    #[allow(clippy::too_many_arguments, reason = "one step of `unpack`, whose state it advances")]
+    fn layer(
+        &self,
+        image: &Image,
+        at: usize,
+        diff_id: DiffId,
+        chain: ChainId,
+        stack: &mut Stack,
+        lowers: &[PathBuf],
+        progress: &dyn Fn(u64),
+    ) -> Result<PathBuf, RootfsError> {
+        if let Some(found) = self.find(diff_id, chain, stack)? {
+            return Ok(found);
+        }
+        let locks = self.folder("locks")?;
+        let _turn = lock(&locks.join(diff_id.0.hex()), FlockOperation::LockExclusive)?;
+        // Somebody else may have unpacked it while we waited.
+        if let Some(found) = self.find(diff_id, chain, stack)? {
+            return Ok(found);
+        }
+        let (temporary, own) = {
+            let _guard = self.lock_store()?;
+            new_locked(&self.folder("layers")?, TEMPORARY)?
+        };
+        let unpacked = fill(&temporary, image, at, stack, lowers, progress);
+        let moved = unpacked.and_then(|()| self.publish(&temporary, own, diff_id, chain, stack));
+        if moved.is_err() {
+            let _ = super::housekeeping::remove_tree(&temporary);
+        }
+        moved
+    }
+
+    /// Gives a whole layer its final name, all of it on the disk before.
+    fn publish(
+        &self,
+        temporary: &Path,
+        own: File,
+        diff_id: DiffId,
+        chain: ChainId,
+        stack: &Stack,
+    ) -> Result<PathBuf, RootfsError> {
+        rustix::fs::syncfs(&own).map_err(|e| RootfsError::io("write", temporary, e))?;
+        let last = self.key_path(diff_id, chain, stack.depends())?;
+        let _guard = self.lock_store()?;
+        // What lies there under this lock could not be read: an older slim's, or damaged.
+        let _ = std::fs::rename(&last, temporary.with_extension("old"));
+        std::fs::rename(temporary, &last).map_err(|e| RootfsError::io("name", &last, e))?;
+        rustix::fs::flock(&own, FlockOperation::LockShared)
+            .map_err(|e| RootfsError::io("lock", &last, e))?;
+        self.keep(own);
+        Ok(last.join("fs"))
+    }
+
+    /// Looks for a layer unpacked before; applies it to `stack` if there is one.
+    ///
+    /// Most layers mean the same on any stack and are named by their diffID. One that reaches into
+    /// the layers below (see [`Stack::depends`]) is good for this chain only, and named by it too.
+    fn find(
+        &self,
+        diff_id: DiffId,
+        chain: ChainId,
+        stack: &mut Stack,
+    ) -> Result<Option<PathBuf>, RootfsError> {
+        let alone = self.key_path(diff_id, chain, false)?;
+        let chained = self.key_path(diff_id, chain, true)?;
+        for candidate in [&alone, &chained] {
+            let Some((index, used)) = self.read_index(candidate) else { continue };
+            let mut next = stack.clone();
+            next.begin_layer(diff_id);
+            for entry in &index.entries {
+                next.apply(entry)?;
+            }
+            if next.depends() == (candidate == &chained) {
+                *stack = next;
+                self.keep(used);
+                return Ok(Some(candidate.join("fs")));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_index(&self, folder: &Path) -> Option<(LayerIndex, File)> {
+        let used = File::open(folder.join("lock")).ok()?;
+        rustix::fs::flock(&used, FlockOperation::LockShared).ok()?;
+        let raw = std::fs::read(folder.join("entries.json")).ok()?;
+        let index: LayerIndex = serde_json::from_slice(&raw).ok()?;
+        (index.schema == SCHEMA).then_some((index, used))
+    }
+
+    fn key_path(
+        &self,
+        diff_id: DiffId,
+        chain: ChainId,
+        chained: bool,
+    ) -> Result<PathBuf, RootfsError> {
+        let diff = diff_id.0.hex();
+        let name = if chained { format!("{diff}-{}", &chain.0.hex()[..16]) } else { diff };
+        Ok(self.folder("layers")?.join(name))
+    }
+
+    fn keep(&self, used: File) {
+        if let Ok(mut in_use) = self.in_use.lock() {
+            in_use.push(used);
+        }
+    }
+
+    pub(super) fn folder(&self, name: &str) -> Result<PathBuf, RootfsError> {
+        let path = self.path.join(name);
+        match std::fs::create_dir(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(RootfsError::io("make the folder", &path, e))
+            }
+            _ => Ok(path),
+        }
+    }
+
+    /// Held while names in the store come and go.
+    pub(super) fn lock_store(&self) -> Result<File, RootfsError> {
+        lock(&self.path.join("lock"), FlockOperation::LockExclusive)
+    }
+
+    /// An overlay cannot have its upper directory on another overlay (kernel documentation,
+    /// filesystems/overlayfs.rst): there a tmpfs covers the store.
+    fn prepare(&self) -> Result<(), RootfsError> {
+        const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
+        let found = rustix::fs::statfs(&self.path)
+            .map_err(|e| RootfsError::io("look at the store", &self.path, e))?;
+        if i64::try_from(found.f_type).ok() != Some(OVERLAYFS_MAGIC) {
+            return Ok(());
+        }
+        // Neither nosuid nor nodev: the container needs both.
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("slim", &self.path, "tmpfs", flags, Some(c"mode=0700")).map_err(
+            |errno| RootfsError::Host {
+                what: format!("the store {} lies on overlayfs", self.path.display()),
+                why: format!(
+                    "no overlay can be written there, and no tmpfs mounted over it ({errno})"
+                ),
+                way_out: "choose a folder on another file system with --store".into(),
+            },
+        )?;
+        let text = format!(
+            "the store {} lies on overlayfs; a tmpfs covers it, so layers are unpacked into memory \
+             (choose a folder on another file system with --store)",
+            self.path.display()
+        );
+        self.warnings.lock().map(|mut warnings| warnings.push(text)).unwrap_or_default();
+        Ok(())
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Err(error) = super::housekeeping::remove_tree(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "left for `slim clean`");
+        }
+    }
+}
+
+/// Unpacks one layer into `folder` and writes its index beside it.
+fn fill(
+    folder: &Path,
+    image: &Image,
+    at: usize,
+    stack: &mut Stack,
+    lowers: &[PathBuf],
+    progress: &dyn Fn(u64),
+) -> Result<(), RootfsError> {
+    let fs = folder.join("fs");
+    std::fs::create_dir(&fs).map_err(|e| RootfsError::io("make the folder", &fs, e))?;
+    let mut writer = Writer::new(&fs)?;
+    stack.begin_layer(image.layers[at].diff_id);
+    let mut stream = layer::open(image, at)?;
+    let mut entries = Vec::new();
+    while let Some(mut entry) = stream.next_entry()? {
+        writer.place(stack, &mut entry, &mut stream, lowers)?;
+        entries.push(entry);
+        progress(stream.bytes_read());
+    }
+    stream.finish()?;
+    writer.finish(stack)?;
+    let path = folder.join("entries.json");
+    let index = LayerIndex { schema: SCHEMA, entries };
+    let bytes = serde_json::to_vec(&index).map_err(std::io::Error::from);
+    bytes
+        .and_then(|bytes| std::fs::write(&path, bytes))
+        .map_err(|e| RootfsError::io("write", &path, e))
+}
+
+/// A new folder with a random name and a `lock` in it, held.
+fn new_locked(parent: &Path, prefix: &str) -> Result<(PathBuf, File), RootfsError> {
+    for _ in 0..100 {
+        let path = parent.join(format!("{prefix}{}", random_hex()));
+        match std::fs::create_dir(&path) {
+            Ok(()) => {
+                let lock = lock(&path.join("lock"), FlockOperation::LockExclusive)?;
+                return Ok((path, lock));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(RootfsError::io("make the folder", &path, e)),
+        }
+    }
+    let source = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+    Err(RootfsError::Io { what: "find a free name in", path: parent.into(), source })
+}
+
+/// Twelve digits. The standard library seeds its hash maps from the kernel's random numbers.
+fn random_hex() -> String {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    format!("{:012x}", hasher.finish() & 0xffff_ffff_ffff)
+}
+
+pub(super) fn lock(path: &Path, how: FlockOperation) -> Result<File, RootfsError> {
+    let file = File::options().create(true).truncate(false).write(true).read(true).open(path);
+    let file = file.map_err(|e| RootfsError::io("open the lock", path, e))?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, how))
+        .map_err(|e| RootfsError::io("lock", path, e))?;
+    Ok(file)
+}

@@ -1,0 +1,475 @@
+//! Writes one layer as a lower directory of overlayfs.
+//!
+//! Every name is reached with `openat2(2)` (Linux 5.6) below the folder's own descriptor and never
+//! through a symlink, so no entry can leave it whatever the layer says.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use crate::model::{Node, NodeKind, RootPath, Tree};
+use crate::oci::apply::{Applied, Stack};
+use crate::oci::layer::{Entry, LayerStream, Meta};
+
+use super::{RootfsError, content};
+
+/// A layer's folder under construction.
+pub(super) struct Writer {
+    root: OwnedFd,
+    /// For messages.
+    path: PathBuf,
+    /// Folders made so far.
+    dirs: BTreeSet<RootPath>,
+    /// Everything else made so far, with its inode in the tree.
+    files: HashMap<RootPath, u64>,
+    /// The folder used last: entries come folder by folder.
+    last: Option<(RootPath, OwnedFd)>,
+    root_meta: Option<Meta>,
+}
+
+impl Writer {
+    /// Writes into the empty folder `path`.
+    pub fn new(path: &Path) -> Result<Self, RootfsError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|e| RootfsError::io("open", path, e))?;
+        Ok(Self {
+            root,
+            path: path.to_owned(),
+            dirs: BTreeSet::new(),
+            files: HashMap::new(),
+            last: None,
+            root_meta: None,
+        })
+    }
+
+    /// Applies `entry` to `stack` and writes what that makes; `lowers` are the folders of the layers
+    /// below. Digest and facts of a file are filled in.
+    pub fn place(
+        &mut self,
+        stack: &mut Stack,
+        entry: &mut Entry,
+        stream: &mut LayerStream,
+        lowers: &[PathBuf],
+    ) -> Result<(), RootfsError> {
+        let applied = stack.apply(entry)?;
+        match &applied {
+            Applied::Root => self.root_meta = Some(entry.meta.clone()),
+            Applied::Dir(path) => self.ensure_dir(path)?,
+            Applied::New { path, inode } => {
+                self.make_room(path)?;
+                let node = stack.tree().get(path).cloned();
+                let node = node.expect("just applied");
+                self.create(path, &node, entry, stream)?;
+                self.files.insert(path.clone(), *inode);
+                stack.set_content(path, entry);
+            }
+            Applied::Link { path, inode, others } => {
+                self.link(stack.tree(), path, *inode, others, lowers)?;
+            }
+            Applied::Cut => {}
+        }
+        Ok(())
+    }
+
+    /// Writes whiteouts and opaque marks, then the folders' metadata: what is made inside a folder
+    /// changes its times.
+    pub fn finish(mut self, stack: &Stack) -> Result<(), RootfsError> {
+        let tree = stack.tree();
+        for path in stack.cut() {
+            let parent = path.parent().unwrap_or_else(RootPath::root);
+            let parent_is_dir = parent.is_root()
+                || tree.get(&parent).is_some_and(|node| node.kind == NodeKind::Dir);
+            match tree.get(path).map(|node| &node.kind) {
+                Some(NodeKind::Dir) => {
+                    self.ensure_dir(path)?;
+                    let dir = self.open_dir(path)?;
+                    rustix::fs::fsetxattr(
+                        &dir,
+                        "trusted.overlay.opaque",
+                        b"y",
+                        XattrFlags::empty(),
+                    )
+                    .map_err(|e| self.error("mark as opaque", path, e))?;
+                }
+                // A whiteout below something that is gone altogether would bring it back.
+                None if parent_is_dir => self.whiteout(path)?,
+                _ => {}
+            }
+        }
+        self.last = None;
+        for path in self.dirs.iter().rev() {
+            let node = tree.get(path).expect("folders of a layer are in the tree");
+            let dir = self.open_dir(path)?;
+            self.set_meta(dir.as_fd(), path, &Meta::of(node))?;
+        }
+        let meta = self.root_meta.clone().unwrap_or_else(Meta::implied);
+        self.set_meta(self.root.as_fd(), &RootPath::root(), &meta)
+    }
+
+    fn error(&self, what: &'static str, path: &RootPath, errno: Errno) -> RootfsError {
+        RootfsError::io(what, &self.host(path), errno)
+    }
+
+    fn host(&self, path: &RootPath) -> PathBuf {
+        self.path.join(OsStr::from_bytes(path.relative()))
+    }
+
+    fn whiteout(&mut self, path: &RootPath) -> Result<(), RootfsError> {
+        if self.files.contains_key(path) {
+            return Ok(());
+        }
+        let (dir, name) = self.at(path)?;
+        rustix::fs::mknodat(&dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+            .map_err(|errno| self.device_error(path, errno))
+    }
+
+    fn device_error(&self, path: &RootPath, errno: Errno) -> RootfsError {
+        if matches!(errno, Errno::PERM | Errno::ACCESS) {
+            return RootfsError::Host {
+                what: format!("cannot make the device {}", self.host(path).display()),
+                why: format!("mknod(2) is refused here ({errno})"),
+                way_out:
+                    "run slim as root with CAP_MKNOD (in a container: --privileged), or choose \
+                          a --store on a file system that takes devices"
+                        .into(),
+            };
+        }
+        self.error("make the device", path, errno)
+    }
+
+    /// Makes `path` a folder, and those above it.
+    fn ensure_dir(&mut self, path: &RootPath) -> Result<(), RootfsError> {
+        if path.is_root() || self.dirs.contains(path) {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.ensure_dir(&parent)?;
+        }
+        if self.files.contains_key(path) {
+            self.remove_file(path)?;
+        }
+        let (dir, name) = self.at(path)?;
+        rustix::fs::mkdirat(&dir, name, Mode::RWXU)
+            .map_err(|e| self.error("make the folder", path, e))?;
+        self.dirs.insert(path.clone());
+        Ok(())
+    }
+
+    /// The folder that holds `path`, made if need be, and the name in it.
+    fn at<'a>(&mut self, path: &'a RootPath) -> Result<(OwnedFd, &'a OsStr), RootfsError> {
+        let parent = path.parent().unwrap_or_else(RootPath::root);
+        self.ensure_dir(&parent)?;
+        let name = OsStr::from_bytes(path.file_name());
+        let copy = |fd: &OwnedFd| fd.try_clone();
+        let again = match &self.last {
+            Some((last, fd)) if *last == parent => Some(copy(fd)),
+            _ => None,
+        };
+        let fd = match again {
+            Some(fd) => fd.map_err(|e| RootfsError::io("open", &self.host(&parent), e))?,
+            None => {
+                let fd = self.open_dir(&parent)?;
+                let kept =
+                    copy(&fd).map_err(|e| RootfsError::io("open", &self.host(&parent), e))?;
+                self.last = Some((parent, kept));
+                fd
+            }
+        };
+        Ok((fd, name))
+    }
+
+    fn open_dir(&self, path: &RootPath) -> Result<OwnedFd, RootfsError> {
+        let relative = if path.is_root() { b"." } else { path.relative() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        rustix::fs::openat2(&self.root, relative, flags, Mode::empty(), resolve)
+            .map_err(|e| self.error("open the folder", path, e))
+    }
+
+    fn remove_file(&mut self, path: &RootPath) -> Result<(), RootfsError> {
+        self.files.remove(path);
+        let (dir, name) = self.at(path)?;
+        rustix::fs::unlinkat(&dir, name, AtFlags::empty())
+            .map_err(|e| self.error("replace", path, e))
+    }
+
+    /// Removes what this layer itself put at `path` before.
+    fn make_room(&mut self, path: &RootPath) -> Result<(), RootfsError> {
+        if self.files.contains_key(path) {
+            return self.remove_file(path);
+        }
+        if !self.dirs.contains(path) {
+            return Ok(());
+        }
+        let (dir, name) = self.at(path)?;
+        let inside = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+        std::fs::remove_dir_all(inside)
+            .map_err(|e| RootfsError::io("replace", &self.host(path), e))?;
+        self.last = None;
+        self.dirs.retain(|known| !known.is_within(path));
+        self.files.retain(|known, _| !known.is_within(path));
+        Ok(())
+    }
+
+    fn create(
+        &mut self,
+        path: &RootPath,
+        node: &Node,
+        entry: &mut Entry,
+        stream: &mut LayerStream,
+    ) -> Result<(), RootfsError> {
+        let (dir, name) = self.at(path)?;
+        let meta = Meta::of(node);
+        let made = match &node.kind {
+            NodeKind::File { size, .. } => {
+                let file = self.new_file(&dir, path)?;
+                let mut sparse = Sparse::new(file);
+                let host = self.host(path);
+                content::read(stream, entry, |chunk| {
+                    sparse.write(chunk).map_err(|e| RootfsError::io("write", &host, e))
+                })?;
+                let file = sparse.finish(*size).map_err(|e| RootfsError::io("write", &host, e))?;
+                return self.set_meta(file.as_fd(), path, &meta);
+            }
+            NodeKind::Symlink { target } => {
+                rustix::fs::symlinkat(OsStr::from_bytes(target), &dir, name)
+            }
+            NodeKind::Fifo => rustix::fs::mknodat(&dir, name, FileType::Fifo, Mode::empty(), 0),
+            NodeKind::Char { major, minor } => {
+                device(&dir, name, FileType::CharacterDevice, *major, *minor)
+            }
+            NodeKind::Block { major, minor } => {
+                device(&dir, name, FileType::BlockDevice, *major, *minor)
+            }
+            NodeKind::Dir => Ok(()),
+        };
+        made.map_err(|errno| self.device_error(path, errno))?;
+        self.set_meta_at(&dir, path, node, &meta)
+    }
+
+    fn new_file(&self, dir: &OwnedFd, path: &RootPath) -> Result<File, RootfsError> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let name = OsStr::from_bytes(path.file_name());
+        rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|e| self.error("write", path, e))
+    }
+
+    /// Another name for an inode of this layer; or of one below, which is copied up with all its
+    /// names first, as the kernel would.
+    fn link(
+        &mut self,
+        tree: &Tree,
+        path: &RootPath,
+        inode: u64,
+        others: &[RootPath],
+        lowers: &[PathBuf],
+    ) -> Result<(), RootfsError> {
+        if self.files.get(path) == Some(&inode) {
+            return Ok(());
+        }
+        let here = others.iter().find(|name| self.files.get(*name) == Some(&inode)).cloned();
+        let source = match here {
+            Some(name) => name,
+            None => {
+                let Some(first) = others.first() else { return Ok(()) };
+                self.copy_up(tree, first, lowers)?;
+                self.files.insert(first.clone(), inode);
+                for other in &others[1..] {
+                    self.link_here(first, other)?;
+                    self.files.insert(other.clone(), inode);
+                }
+                first.clone()
+            }
+        };
+        self.make_room(path)?;
+        self.link_here(&source, path)?;
+        self.files.insert(path.clone(), inode);
+        Ok(())
+    }
+
+    fn link_here(&mut self, from: &RootPath, to: &RootPath) -> Result<(), RootfsError> {
+        let (from_dir, from_name) = self.at(from)?;
+        let (to_dir, to_name) = self.at(to)?;
+        rustix::fs::linkat(&from_dir, from_name, &to_dir, to_name, AtFlags::empty())
+            .map_err(|e| self.error("link", to, e))
+    }
+
+    fn copy_up(
+        &mut self,
+        tree: &Tree,
+        path: &RootPath,
+        lowers: &[PathBuf],
+    ) -> Result<(), RootfsError> {
+        let node = tree.get(path).expect("a link's other names are in the tree").clone();
+        let lower = lowers.get(node.layer).expect("it lies in a layer below");
+        let (dir, name) = self.at(path)?;
+        let meta = Meta::of(&node);
+        let made = match &node.kind {
+            NodeKind::File { .. } => {
+                let from = lower.join(OsStr::from_bytes(path.relative()));
+                let mut to = self.new_file(&dir, path)?;
+                let mut from_file =
+                    File::open(&from).map_err(|e| RootfsError::io("copy", &from, e))?;
+                std::io::copy(&mut from_file, &mut to)
+                    .map_err(|e| RootfsError::io("write", &self.host(path), e))?;
+                return self.set_meta(to.as_fd(), path, &meta);
+            }
+            NodeKind::Symlink { target } => {
+                rustix::fs::symlinkat(OsStr::from_bytes(target), &dir, name)
+            }
+            NodeKind::Fifo => rustix::fs::mknodat(&dir, name, FileType::Fifo, Mode::empty(), 0),
+            NodeKind::Char { major, minor } => {
+                device(&dir, name, FileType::CharacterDevice, *major, *minor)
+            }
+            NodeKind::Block { major, minor } => {
+                device(&dir, name, FileType::BlockDevice, *major, *minor)
+            }
+            NodeKind::Dir => Ok(()),
+        };
+        made.map_err(|errno| self.device_error(path, errno))?;
+        self.set_meta_at(&dir, path, &node, &meta)
+    }
+
+    /// Owner first: `chown(2)` clears setuid and capabilities.
+    fn set_meta(
+        &self,
+        fd: BorrowedFd<'_>,
+        path: &RootPath,
+        meta: &Meta,
+    ) -> Result<(), RootfsError> {
+        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|e| self.error("chown", path, e))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode))
+            .map_err(|e| self.error("chmod", path, e))?;
+        for (name, value) in settable(meta) {
+            let set = rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty());
+            self.attribute(path, name, set)?;
+        }
+        rustix::fs::futimens(fd, &times(meta)).map_err(|e| self.error("set the times of", path, e))
+    }
+
+    /// For what cannot be opened without side effects: symlinks, FIFOs, devices.
+    fn set_meta_at(
+        &self,
+        dir: &OwnedFd,
+        path: &RootPath,
+        node: &Node,
+        meta: &Meta,
+    ) -> Result<(), RootfsError> {
+        let name = OsStr::from_bytes(path.file_name());
+        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.error("chown", path, e))?;
+        let by_fd = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+        if !matches!(node.kind, NodeKind::Symlink { .. }) {
+            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(meta.mode), AtFlags::empty())
+                .map_err(|e| self.error("chmod", path, e))?;
+        }
+        for (attribute, value) in settable(meta) {
+            let set = rustix::fs::lsetxattr(&by_fd, attribute.as_str(), value, XattrFlags::empty());
+            self.attribute(path, attribute, set)?;
+        }
+        rustix::fs::utimensat(dir, name, &times(meta), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.error("set the times of", path, e))
+    }
+
+    /// An attribute that the store's file system does not take is missed in the run only; the image
+    /// that is written keeps it.
+    fn attribute(
+        &self,
+        path: &RootPath,
+        name: &str,
+        set: Result<(), Errno>,
+    ) -> Result<(), RootfsError> {
+        match set {
+            Ok(()) => Ok(()),
+            Err(errno @ (Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL)) => {
+                tracing::warn!(%path, name, %errno, "the store's file system refuses an extended attribute");
+                Ok(())
+            }
+            Err(errno) => Err(self.error("set an extended attribute of", path, errno)),
+        }
+    }
+}
+
+impl Meta {
+    fn of(node: &Node) -> Self {
+        Self {
+            mode: node.mode,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            xattrs: node.xattrs.clone(),
+        }
+    }
+}
+
+/// Attributes but overlayfs's own: in a lower directory those would be orders to the kernel, and
+/// `redirect` could name any folder.
+fn settable(meta: &Meta) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+    let own =
+        |name: &str| name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
+    meta.xattrs.iter().filter(move |(name, _)| !own(name))
+}
+
+fn device(
+    dir: &OwnedFd,
+    name: &OsStr,
+    kind: FileType,
+    major: u64,
+    minor: u64,
+) -> Result<(), Errno> {
+    let (Ok(major), Ok(minor)) = (u32::try_from(major), u32::try_from(minor)) else {
+        return Err(Errno::INVAL);
+    };
+    rustix::fs::mknodat(dir, name, kind, Mode::empty(), rustix::fs::makedev(major, minor))
+}
+
+fn times(meta: &Meta) -> Timestamps {
+    let time = Timespec { tv_sec: meta.mtime.0, tv_nsec: meta.mtime.1.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Writes a file, leaving holes where whole blocks are zeros.
+struct Sparse {
+    file: File,
+    hole: bool,
+}
+
+impl Sparse {
+    fn new(file: File) -> Self {
+        Self { file, hole: false }
+    }
+
+    fn write(&mut self, chunk: &[u8]) -> std::io::Result<()> {
+        for block in chunk.chunks(64 << 10) {
+            if block.iter().any(|b| *b != 0) {
+                self.file.write_all(block)?;
+            } else {
+                let len = i64::try_from(block.len()).unwrap_or(0);
+                self.file.seek(SeekFrom::Current(len))?;
+                self.hole = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, size: u64) -> std::io::Result<File> {
+        if self.hole {
+            self.file.set_len(size)?;
+        }
+        Ok(self.file)
+    }
+}
