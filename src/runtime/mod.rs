@@ -1,6 +1,11 @@
 //! Runs containers of an image and the user's script: bundle, embedded runtime or runc or crun,
 //! networks, exec, health checks, stop; and everything that makes them die with slim.
 
+pub mod net;
+pub mod ready;
+pub mod script;
+pub mod spec;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
