@@ -4,3 +4,6 @@
 //! to its callers.
 
 #![allow(unsafe_code)]
+
+pub mod netns;
+pub mod packet;
