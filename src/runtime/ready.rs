@@ -165,10 +165,14 @@ pub fn parse_ready(text: &str) -> Result<Ready, RuntimeError> {
                 false => Err(no("an HTTP path has no spaces or control characters".into())),
             }
         }
-        "http" => Err(no("http: wants a path, as in http:/health; the host and the lowest exposed \
+        "http" => {
+            Err(no("http: wants a path, as in http:/health; the host and the lowest exposed \
              port are known"
-            .into())),
-        "log" if rest.is_empty() => Err(no("log: wants a pattern, as in log:ready to accept".into())),
+                .into()))
+        }
+        "log" if rest.is_empty() => {
+            Err(no("log: wants a pattern, as in log:ready to accept".into()))
+        }
         "log" => match regex::Regex::new(rest) {
             Ok(regex) => Ok(Ready::Log(regex)),
             Err(error) => Err(no(error.to_string())),
@@ -212,8 +216,21 @@ mod tests {
             assert!(parse_ready(good).is_ok(), "{good}");
         }
         for bad in [
-            "", "tcp", "tcp:0", "tcp:65536", "http:", "http:x", "http://host/", "http:/a b", "log:",
-            "log:(", "healthy:", "none:1", "exec:", "exec: ", "udp:53",
+            "",
+            "tcp",
+            "tcp:0",
+            "tcp:65536",
+            "http:",
+            "http:x",
+            "http://host/",
+            "http:/a b",
+            "log:",
+            "log:(",
+            "healthy:",
+            "none:1",
+            "exec:",
+            "exec: ",
+            "udp:53",
         ] {
             let error = parse_ready(bad).expect_err(bad).to_string();
             assert!(error.starts_with(&format!("--ready {bad:?}: ")), "{error}");

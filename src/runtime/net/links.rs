@@ -67,7 +67,8 @@ async fn default_route(handle: Handle) -> Result<(), Error> {
 }
 
 fn index_of(name: &str) -> Result<u32, Error> {
-    if_nametoindex(name).map_err(|errno| Error::NamespaceError(format!("interface {name}: {errno}")))
+    if_nametoindex(name)
+        .map_err(|errno| Error::NamespaceError(format!("interface {name}: {errno}")))
 }
 
 /// No IPv6, as on Docker's default bridge; refusals as many as needed; no refusal of pings, which
