@@ -7,3 +7,5 @@
 
 pub mod netns;
 pub mod packet;
+
+pub mod child;
