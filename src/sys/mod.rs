@@ -4,3 +4,8 @@
 //! to its callers.
 
 #![allow(unsafe_code)]
+
+pub mod mount;
+pub mod passing;
+pub mod process;
+pub mod signals;
