@@ -1,6 +1,11 @@
 //! Runs containers of an image and the user's script: bundle, embedded runtime or runc or crun,
 //! networks, exec, health checks, stop; and everything that makes them die with slim.
 
+pub mod net;
+pub mod ready;
+pub mod script;
+pub mod spec;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -16,12 +21,8 @@ mod container;
 mod control;
 mod engine;
 mod helper;
-mod net;
 mod pod;
-mod ready;
-mod script;
 mod shim;
-mod spec;
 mod stdio;
 mod tenant;
 
