@@ -6,6 +6,8 @@
 #![allow(unsafe_code)]
 
 pub mod mount;
+pub mod netns;
+pub mod packet;
 pub mod passing;
 pub mod process;
 pub mod signals;
