@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,6 +22,7 @@ use super::stdio::{self, Console, Log, Stdio};
 use super::{
     Ended, Network, PodSpec, Readiness, Ready, RuntimeError, ScriptEnd, Work, interrupted,
 };
+use crate::model::ExposedPort;
 use crate::sys::signals;
 
 /// Docker's default for `--stop-timeout`.
@@ -63,7 +64,7 @@ impl Net {
     fn make(
         cell: &CellInner,
         spec: &PodSpec,
-        exposed: &BTreeSet<crate::model::ExposedPort>,
+        exposed: &BTreeSet<ExposedPort>,
         publish: bool,
     ) -> Result<Self, RuntimeError> {
         let mut net = Self { pod: None, file: None, bound: None };
@@ -414,24 +415,21 @@ impl PodInner {
     }
 
     /// The number under which the script reaches an exposed port.
-    fn script_port(&self, port: &crate::model::ExposedPort) -> u16 {
+    fn script_port(&self, port: &ExposedPort) -> u16 {
         let published = self.net.pod.as_ref().and_then(|pod| pod.ports().get(port).copied());
         published.unwrap_or(port.number)
     }
 
     fn http_answers(&self, port: u16, path: &str) -> bool {
         let timeout = Duration::from_secs(5);
-        let exposed = crate::model::ExposedPort { number: port, protocol: "tcp".into() };
-        let local = std::net::Ipv4Addr::LOCALHOST;
-        match (&self.spec.network, self.net.address()) {
-            (Network::Published | Network::Host, _) => {
-                ready::http_answers(None, local, self.script_port(&exposed), path, timeout)
-            }
-            (_, Some(IpAddr::V4(address))) => {
-                ready::http_answers(self.net.fd(), address, port, path, timeout)
-            }
-            _ => ready::http_answers(self.net.fd(), local, port, path, timeout),
-        }
+        let exposed = ExposedPort { number: port, protocol: "tcp".into() };
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let (netns, address) = match &self.spec.network {
+            Network::Published | Network::Host => (None, (local, self.script_port(&exposed))),
+            Network::Private => (self.net.fd(), (self.net.address().unwrap_or(local), port)),
+            Network::Ns(_) => (self.net.fd(), (local, port)),
+        };
+        ready::http_answers(netns, address.into(), path, timeout)
     }
 
     /// Runs a command in the main container, its output into a pipe that nobody reads for long.
