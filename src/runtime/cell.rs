@@ -284,11 +284,6 @@ impl CellInner {
         root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// `/proc/PID/REST` of a process by its pid in the cell.
-    pub fn proc_path(&self, pid: i32, rest: &str) -> PathBuf {
-        self.seen(Path::new(&format!("/proc/{pid}/{rest}")))
-    }
-
     /// A new leaf cgroup named after `work` (`main-1`, `exec-7`); its path and its name.
     pub fn make_leaf(&self, work: &str) -> Result<(PathBuf, String), RuntimeError> {
         let name = format!("{work}-{}", self.counter.fetch_add(1, Ordering::Relaxed));

@@ -109,9 +109,9 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
         };
         join().map_err(|error: io::Error| format!("cannot join {}: {error}", dir.display()))?;
     }
-    // What slim's caller ignored is not to reach a container, nor are its groups; Docker's
-    // containers have this umask.
-    signals::restore(&(1..=64).collect::<Vec<_>>());
+    // What slim's caller or the helper ignored or blocked is not to reach a container, nor are
+    // slim's groups; Docker's containers have this umask.
+    signals::reset().map_err(|error| format!("signals: {error}"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
     hide(&task.hide)?;

@@ -32,20 +32,22 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Ignores signals: for helpers that must outlive the terminal's Ctrl-C.
-pub fn ignore(signals: &[i32]) {
-    for signal in signals {
-        // SAFETY: SIG_IGN is a valid disposition for any catchable signal; others fail harmlessly.
-        unsafe { libc::signal(*signal, libc::SIG_IGN) };
+/// Gives every signal its default action again and unblocks all, which an exec'd program expects
+/// whatever this process inherited or set.
+pub fn reset() -> io::Result<()> {
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
+    // The kernel's own sigaction: all zero is SIG_DFL without flags. glibc's call refuses to touch
+    // signals 32 and 33, which a parent may have ignored all the same.
+    let default = [0u64; 4];
+    for number in 1..=64 {
+        // SAFETY: the kernel reads a structure of at most 32 bytes, which `default` has, and writes
+        // nothing; SIGKILL and SIGSTOP fail harmlessly.
+        unsafe {
+            let (new, none) = (default.as_ptr(), std::ptr::null_mut::<u64>());
+            libc::syscall(libc::SYS_rt_sigaction, number, new, none, 8);
+        }
     }
-}
-
-/// Gives signals their default action again, which an exec'd program expects.
-pub fn restore(signals: &[i32]) {
-    for signal in signals {
-        // SAFETY: SIG_DFL is a valid disposition for any catchable signal; others fail harmlessly.
-        unsafe { libc::signal(*signal, libc::SIG_DFL) };
-    }
+    Ok(())
 }
 
 /// Sends signal `number` (real-time ones too) to `pid`; a process that is gone is no error.
