@@ -18,12 +18,12 @@ use super::engine::Engine;
 use super::net::PodNet;
 use super::ready::{self, LogWatch};
 use super::script::{self, Script};
+use super::spec;
 use super::stdio::{self, Console, Log, Stdio};
 use super::{
     Ended, Network, PodSpec, Readiness, Ready, RuntimeError, ScriptEnd, Work, interrupted,
 };
 use crate::model::ExposedPort;
-use crate::sys::signals;
 
 /// Docker's default for `--stop-timeout`.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -341,7 +341,7 @@ impl Pod {
         };
         let options = &inner.spec.options;
         let wanted = options.stop_signal.as_deref().or(inner.spec.config.stop_signal());
-        let signal = wanted.and_then(signals::parse).unwrap_or(libc::SIGTERM);
+        let signal = wanted.and_then(spec::signal_number).unwrap_or(libc::SIGTERM);
         let patience = options.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
         if self.ended().is_none() {
             inner.cell.kill(pid, signal)?;
