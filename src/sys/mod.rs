@@ -5,7 +5,10 @@
 
 #![allow(unsafe_code)]
 
+pub mod child;
+pub mod mount;
 pub mod netns;
 pub mod packet;
-
-pub mod child;
+pub mod passing;
+pub mod process;
+pub mod signals;

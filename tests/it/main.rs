@@ -1,3 +1,5 @@
 //! One test binary, one file per capability.
 
+mod container;
 mod network;
+mod script;
