@@ -1,13 +1,36 @@
 //! Runs containers of an image and the user's script: bundle, embedded runtime or runc or crun,
 //! networks, exec, health checks, stop; and everything that makes them die with slim.
 
-use std::collections::BTreeMap;
+pub mod net;
+pub mod ready;
+pub mod script;
+pub mod spec;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::ImageConfig;
+use crate::sys::signals;
+
+mod cell;
+mod cgroup;
+mod container;
+mod control;
+mod engine;
+mod helper;
+mod pod;
+mod shim;
+mod stdio;
+mod tenant;
+
+pub use cell::Cell;
+pub use control::{exec_client, run_client};
+pub use pod::Pod;
+pub use ready::parse_ready;
+pub use script::check_script;
 
 /// Why a container or a script could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -121,24 +144,6 @@ pub enum Work {
     Unrecorded,
 }
 
-/// The place where a run lives: own mount and pid namespaces that die with slim, and a cgroup.
-///
-/// Enter it first thing, while the process has one thread.
-pub struct Cell;
-
-impl Cell {
-    /// Unshares the mount namespace, starts the pid-1 helper of a new pid namespace, makes the run's
-    /// cgroup (`slim-<id>`, cgroup v2).
-    pub fn enter() -> Result<Self, RuntimeError> {
-        Err(RuntimeError::Container { what: "runtime".into(), why: "not written yet".into() })
-    }
-
-    /// The run's cgroup v2 directory; leaves are made below it.
-    pub fn cgroup(&self) -> &Path {
-        Path::new("/")
-    }
-}
-
 /// What to run.
 pub struct PodSpec {
     /// Name by which `slim exec` finds it, `slim-` and some hex digits.
@@ -159,11 +164,8 @@ pub struct PodSpec {
     pub observer: Arc<dyn Observer>,
 }
 
-/// The main container of a run with its network, and the fresh ones that SLIM_RUN starts.
-pub struct Pod;
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a process ended: its exit code, or the signal that killed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     Exited(i32),
     Killed(i32),
@@ -186,99 +188,72 @@ pub enum ScriptEnd {
     Interrupted,
 }
 
-impl Pod {
-    /// Mounts the main container's overlay, makes its network, starts the control socket for
-    /// `slim exec` and SLIM_RUN. Nothing of the image runs yet.
-    pub fn create(_cell: &Cell, _spec: PodSpec) -> Result<Self, RuntimeError> {
-        Err(RuntimeError::Container { what: "runtime".into(), why: "not written yet".into() })
-    }
-
-    /// Warnings for the user: clamped limits and the like.
-    pub fn warnings(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// `embedded libcontainer 0.7.0`, `runc 1.1.5`, …
-    pub fn runtime_version(&self) -> String {
-        String::new()
-    }
-
-    /// Starts the main container; again after it ended is a restart on the same writable layer.
-    pub fn start(&self) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    /// Waits for readiness. `entry` says whether the entrypoint was executed (asked repeatedly).
-    pub fn wait_ready(
-        &self,
-        _ready: &Ready,
-        _timeout: Duration,
-        _entry: &dyn Fn() -> bool,
-    ) -> Result<Readiness, RuntimeError> {
-        Ok(Readiness::Ready)
-    }
-
-    /// How the main container ended, if it has.
-    pub fn ended(&self) -> Option<Ended> {
-        None
-    }
-
-    /// Runs the image's health check once; `None` if it has none. The value is its exit status.
-    pub fn health(&self) -> Result<Option<Ended>, RuntimeError> {
-        Ok(None)
-    }
-
-    /// The script's variables: SLIM_HOST, SLIM_PORT, SLIM_PORT_N, SLIM_EXEC, SLIM_RUN, …
-    pub fn script_env(&self, _wait: Duration) -> BTreeMap<String, String> {
-        BTreeMap::new()
-    }
-
-    /// Runs the script to its end in the host's mount namespace, with slim's stdout and stderr, its
-    /// stdin from /dev/null; kills it at the timeout or when interrupted.
-    pub fn run_script(
-        &self,
-        _argv: &[OsString],
-        _env: &BTreeMap<String, String>,
-        _timeout: Option<Duration>,
-    ) -> Result<ScriptEnd, RuntimeError> {
-        Ok(ScriptEnd::Interrupted)
-    }
-
-    /// Sends the stop signal, after the stop timeout SIGKILL; waits for the end.
-    pub fn stop(&self) -> Result<Ended, RuntimeError> {
-        Ok(Ended::Exited(0))
-    }
-
-    /// The upper directories of all containers of this run.
-    pub fn uppers(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-
-    /// True if the container tried to reach the outside and could not (published and private).
-    pub fn outside_tried(&self) -> bool {
-        false
-    }
-
-    /// Kills what still runs, unmounts, removes the run's cgroups.
-    pub fn destroy(self) {}
+/// From now on SIGINT and SIGTERM interrupt the waiting functions of this module instead of ending
+/// this process at once.
+pub fn install_signal_handlers() -> Result<(), RuntimeError> {
+    signals::install().map_err(|source| RuntimeError::Io { what: "sigaction".into(), source })
 }
 
 /// True once SIGINT or SIGTERM came.
 pub fn interrupted() -> bool {
-    false
+    signals::interrupted()
 }
 
-/// `slim exec CONTAINER [--unrecorded] -- CMD…`: runs it with this process's stdin, stdout and
-/// stderr and returns the exit code for this process (126 and 127 as `docker exec` has them).
-pub fn exec_client(_id: &str, _unrecorded: bool, _argv: &[OsString]) -> Result<i32, RuntimeError> {
-    Ok(127)
+/// Removes what dead runs left behind here: empty cgroups and sockets that nobody listens on. Returns
+/// what was removed. A live run's are left alone: a process lives in its cgroup or listens.
+pub fn clean_leftovers() -> Result<Vec<String>, RuntimeError> {
+    cell::clean_cgroups().map(|mut removed| {
+        removed.extend(control::clean_sockets());
+        removed
+    })
 }
 
-/// The client behind SLIM_RUN: a fresh container of the run `id` with `argv` as its command.
-pub fn run_client(_id: &str, _argv: &[OsString]) -> Result<i32, RuntimeError> {
-    Ok(127)
+/// The first words of the hidden command lines.
+const HIDDEN_CELL: &str = "__cell";
+const HIDDEN_SHIM: &str = "__shim";
+
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says which binary answers to [`run_hidden`], for a process that is another one (a test). Only the
+/// first call counts.
+pub fn set_program(path: PathBuf) {
+    let _ = PROGRAM.set(path);
 }
 
-/// The hidden re-executions of this binary (pid-1 helper, runtime shim): never returns if `args`
-/// (the command line without the program) is one of them.
-pub fn run_hidden(_args: &[OsString]) {}
+fn program_override() -> Option<&'static Path> {
+    PROGRAM.get().map(PathBuf::as_path)
+}
+
+/// The hidden re-executions of this binary (pid-1 helper, runtime shim, script supervisor, clients of
+/// the control socket): never returns if `args` (the command line without the program) is one of
+/// them. To be called before anything else, while the process has one thread.
+pub fn run_hidden(args: &[OsString]) {
+    let text: Vec<&str> = args.iter().map_while(|arg| arg.to_str()).collect();
+    match text.as_slice() {
+        [HIDDEN_CELL, socket] => {
+            if let Ok(socket) = socket
+                .parse()
+                .map_err(drop)
+                .and_then(|number| crate::sys::process::inherited(number).map_err(drop))
+            {
+                helper::main(socket);
+            }
+        }
+        [HIDDEN_SHIM, task, report] => {
+            if let (Ok(task), Ok(report)) = (task.parse(), report.parse()) {
+                shim::main(task, report);
+            }
+        }
+        [control::HIDDEN_EXEC, id, "--", ..] => client(exec_client(id, false, &args[3..])),
+        [control::HIDDEN_RUN, id, "--", ..] => client(run_client(id, &args[3..])),
+        _ => {}
+    }
+    if let Some(code) = script::hidden_supervisor(args) {
+        std::process::exit(code);
+    }
+}
+
+/// Ends this process as Docker's client does: 125 if the call itself failed.
+fn client(result: Result<i32, RuntimeError>) -> ! {
+    std::process::exit(control::client_code(result))
+}

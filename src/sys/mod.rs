@@ -4,3 +4,11 @@
 //! to its callers.
 
 #![allow(unsafe_code)]
+
+pub mod child;
+pub mod mount;
+pub mod netns;
+pub mod packet;
+pub mod passing;
+pub mod process;
+pub mod signals;

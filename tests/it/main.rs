@@ -1,9 +1,12 @@
 //! One test binary, one file per capability.
 
 mod cli;
+mod container;
 mod images;
 mod images_corpus;
 mod layering;
 mod main_job;
+mod network;
+mod script;
 mod seccomp;
 mod support;

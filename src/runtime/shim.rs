@@ -1,0 +1,217 @@
+//! A process of the cell that joins its cgroup and then becomes, or makes, one thing: a container
+//! by libcontainer, a process in a running container, or runc or crun.
+//!
+//! Single-threaded from its exec on, which libcontainer's clones need.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::tenant;
+use crate::sys::{mount, process, signals};
+
+/// What a shim is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Task {
+    /// Cgroup directories to join, in this order, before anything else.
+    pub cgroups: Vec<PathBuf>,
+    /// Mount points to take away, in a mount namespace of the shim's own.
+    pub hide: Vec<PathBuf>,
+    pub work: TaskWork,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum TaskWork {
+    /// Create and start a container by libcontainer; its init becomes the helper's child.
+    Create { id: String, bundle: PathBuf, state: PathBuf, console: Option<PathBuf> },
+    /// Run a process (of the runtime configuration) in the container whose init is `pid`.
+    Exec { pid: i32, process: Value, seccomp: Option<Value> },
+    /// Become another program.
+    Program { argv: Vec<OsString>, env: Vec<String> },
+}
+
+/// What a shim reports, a line of JSON each. The end of the report says that the program runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The pid, in the cell, of the process that the task is about.
+    Pid(i32),
+    /// It could not be started: the exit code that Docker gives (125, 126, 127) and the reason.
+    Failed { code: i32, why: String },
+}
+
+/// The exit code of docker run when the container could not be made.
+pub(super) const CANNOT_CREATE: i32 = 125;
+
+/// Runs the task on descriptor `task`, reporting to descriptor `report`.
+pub(super) fn main(task: i32, report: i32) -> ! {
+    let Ok(report) = process::inherited(report) else { std::process::exit(CANNOT_CREATE) };
+    let report = Reporter(Rc::new(RefCell::new(Some(report))));
+    let code = match read_task(task).and_then(|task| run(task, &report)) {
+        Ok(code) => code,
+        Err(why) => report.fail(CANNOT_CREATE, why),
+    };
+    std::process::exit(code)
+}
+
+/// The writing end of a report, shared by what runs in this process.
+#[derive(Clone)]
+pub(super) struct Reporter(Rc<RefCell<Option<OwnedFd>>>);
+
+impl Reporter {
+    pub fn say(&self, what: &Report) {
+        let mut line = serde_json::to_vec(what).unwrap_or_default();
+        line.push(b'\n');
+        if let Some(fd) = self.0.borrow().as_ref().and_then(|fd| fd.try_clone().ok()) {
+            let _ = File::from(fd).write_all(&line);
+        }
+    }
+
+    /// Reports a failure and returns its code.
+    pub fn fail(&self, code: i32, why: String) -> i32 {
+        self.say(&Report::Failed { code, why });
+        code
+    }
+
+    /// Closes this process's end: children that have it decide when the report is over.
+    pub fn close(&self) {
+        self.0.borrow_mut().take();
+    }
+}
+
+fn read_task(number: i32) -> Result<Task, String> {
+    let fd = process::inherited(number).map_err(|error| format!("no task: {error}"))?;
+    let mut text = Vec::new();
+    File::from(fd).read_to_end(&mut text).map_err(|error| format!("no task: {error}"))?;
+    serde_json::from_slice(&text).map_err(|error| format!("no task: {error}"))
+}
+
+fn run(task: Task, report: &Reporter) -> Result<i32, String> {
+    for dir in &task.cgroups {
+        let join = || {
+            std::fs::create_dir_all(dir)?;
+            std::fs::write(dir.join("cgroup.procs"), "0")
+        };
+        join().map_err(|error: io::Error| format!("cannot join {}: {error}", dir.display()))?;
+    }
+    // What slim's caller or the helper ignored or blocked is not to reach a container, nor are
+    // slim's groups; Docker's containers have this umask.
+    signals::reset().map_err(|error| format!("signals: {error}"))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    hide(&task.hide)?;
+    match task.work {
+        TaskWork::Create { id, bundle, state, console } => {
+            create(&id, &bundle, &state, console.as_deref(), report)
+        }
+        TaskWork::Exec { pid, process, seccomp } => tenant::run(pid, process, seccomp, report),
+        TaskWork::Program { argv, env } => Err(become_program(&argv, &env)),
+    }
+}
+
+/// crun of Debian 12 refuses a host with both cgroup versions unless it cannot see the second.
+fn hide(points: &[PathBuf]) -> Result<(), String> {
+    if points.is_empty() {
+        return Ok(());
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|error| format!("unshare(CLONE_NEWNS): {error}"))?;
+    let told = |error: mount::MountError| format!("{error}: {}", error.source);
+    mount::make_all_private().map_err(told)?;
+    points.iter().try_for_each(|point| mount::detach(point).map_err(told))
+}
+
+fn become_program(argv: &[OsString], env: &[String]) -> String {
+    let Some((program, args)) = argv.split_first() else { return "an empty command".into() };
+    let pairs = env.iter().filter_map(|pair| pair.split_once('='));
+    let error = Command::new(program).args(args).env_clear().envs(pairs).exec();
+    format!("cannot execute {}: {error}", program.display())
+}
+
+fn create(
+    id: &str,
+    bundle: &Path,
+    state: &Path,
+    console: Option<&Path>,
+    report: &Reporter,
+) -> Result<i32, String> {
+    let executor = Exec { report: report.clone(), home: Rc::default() };
+    let build = || {
+        ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
+            .with_executor(executor)
+            .with_root_path(state)?
+            .with_console_socket(console)
+            .validate_id()?
+            .as_init(bundle)
+            .with_systemd(false)
+            .as_sibling(true)
+            .with_detach(true)
+            .build()
+    };
+    let mut container = build().map_err(|error| chain(&error))?;
+    let pid = container.pid().ok_or("libcontainer names no pid")?;
+    report.say(&Report::Pid(pid.as_raw()));
+    container.start().map_err(|error| chain(&error))?;
+    Ok(0)
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Executes the container's command as runc does; libcontainer's own executor demands a PATH and an
+/// execute bit for others, and loses the order of the environment.
+#[derive(Clone)]
+struct Exec {
+    report: Reporter,
+    /// HOME as libcontainer found it in the container's passwd file.
+    home: Rc<RefCell<Option<String>>>,
+}
+
+impl Executor for Exec {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
+        let args = process.args().clone().unwrap_or_default();
+        let mut env = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|pair| pair.starts_with("HOME=")) {
+            env.extend(self.home.borrow().as_ref().map(|home| format!("HOME={home}")));
+        }
+        let (code, why) = tenant::execute(&args, &env);
+        self.report.fail(code, why.clone());
+        Err(ExecutorError::Other(why))
+    }
+
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        *self.home.borrow_mut() = envs.get("HOME").cloned();
+        Ok(())
+    }
+}

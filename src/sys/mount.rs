@@ -1,0 +1,157 @@
+//! Mounts of the cell: overlays of any number of layers, bind mounts, a private tree.
+//!
+//! All of it needs `CAP_SYS_ADMIN` and is meant for a mount namespace of one's own. Has no unsafe
+//! line; it lives here because it is system calls with their kernel versions and nothing else.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    UnmountFlags,
+};
+
+/// A mount call that failed, as strace would print it.
+#[derive(Debug, thiserror::Error)]
+#[error("{call}")]
+pub struct MountError {
+    /// The call with the arguments that matter.
+    pub call: String,
+    pub source: std::io::Error,
+}
+
+type Result<T> = std::result::Result<T, MountError>;
+
+fn failed<T>(result: std::result::Result<T, Errno>, call: impl FnOnce() -> String) -> Result<T> {
+    result.map_err(|errno| MountError { call: call(), source: errno.into() })
+}
+
+/// Makes every mount of this namespace private, so that nothing made here shows elsewhere.
+pub fn make_all_private() -> Result<()> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    failed(rustix::mount::mount_change("/", flags), || "mount(\"/\", MS_REC|MS_PRIVATE)".into())
+}
+
+/// Mounts a fresh procfs, of the caller's pid namespace, at `target`.
+pub fn proc(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let result = rustix::mount::mount("proc", target, "proc", flags, None);
+    failed(result, || format!("mount(\"proc\", {target:?}, \"proc\")"))
+}
+
+/// Binds what `source` is open on (a namespace, a file, a directory) at `target`.
+pub fn bind_fd(source: BorrowedFd<'_>, target: &Path) -> Result<()> {
+    let path = fd_path(source);
+    failed(rustix::mount::mount_bind(path.as_path(), target), || {
+        format!("mount({path:?}, {target:?}, MS_BIND)")
+    })
+}
+
+/// Detaches the mount at `target`, at once for new lookups, for users when the last one is gone.
+pub fn detach(target: &Path) -> Result<()> {
+    failed(rustix::mount::unmount(target, UnmountFlags::DETACH), || {
+        format!("umount2({target:?}, MNT_DETACH)")
+    })
+}
+
+/// Mounts `lowers` (lowest first) with `upper` and `work` at `target`.
+///
+/// Layers are named one by one (`lowerdir+`, Linux 6.5) through descriptors, because the option
+/// string of older kernels ends at a page and one value at 255 bytes. Before 6.5 the descriptors'
+/// numbers, relative to `/proc/self/fd`, keep that string short: some 600 layers.
+///
+/// `index`, `redirect_dir` and `metacopy` are off: a second hard-link name must raise its own
+/// fanotify event, and the upper directory must name every change plainly.
+pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
+    let open = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        failed(rustix::fs::open(path, flags, Mode::empty()), || format!("open({path:?})"))
+    };
+    let lowers = lowers.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+    let (upper, work) = (open(upper)?, open(work)?);
+    match overlay_by_fsconfig(&lowers, &upper, &work, target) {
+        Err(error) if is_too_old(&error) => overlay_by_mount(&lowers, &upper, &work, target),
+        result => result,
+    }
+}
+
+const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
+
+/// A kernel before 6.5 does not know `lowerdir+` (EINVAL), one before 5.2 not fsopen.
+fn is_too_old(error: &MountError) -> bool {
+    error.call.contains("lowerdir+") && error.source.raw_os_error() == Some(libc::EINVAL)
+        || error.call.starts_with("fsopen") && error.source.raw_os_error() == Some(libc::ENOSYS)
+}
+
+fn overlay_by_fsconfig(
+    lowers: &[OwnedFd],
+    upper: &OwnedFd,
+    work: &OwnedFd,
+    target: &Path,
+) -> Result<()> {
+    let fs = failed(rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC), || {
+        "fsopen(\"overlay\")".into()
+    })?;
+    let set = |key: &str, value: &OsStr| {
+        failed(rustix::mount::fsconfig_set_string(fs.as_fd(), key, value), || {
+            format!("fsconfig(\"{key}\", {value:?})")
+        })
+    };
+    for (key, value) in OPTIONS {
+        set(key, value.as_ref())?;
+    }
+    // The kernel wants the topmost layer first.
+    for lower in lowers.iter().rev() {
+        set("lowerdir+", fd_path(lower.as_fd()).as_os_str())?;
+    }
+    set("upperdir", fd_path(upper.as_fd()).as_os_str())?;
+    set("workdir", fd_path(work.as_fd()).as_os_str())?;
+    failed(rustix::mount::fsconfig_create(fs.as_fd()), || {
+        format!("fsconfig(overlay of {} layers, FSCONFIG_CMD_CREATE)", lowers.len())
+    })?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let mount = failed(rustix::mount::fsmount(fs.as_fd(), flags, MountAttrFlags::empty()), || {
+        "fsmount(overlay)".into()
+    })?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    failed(rustix::mount::move_mount(mount.as_fd(), "", CWD, target, flags), || {
+        format!("move_mount(overlay, {target:?})")
+    })
+}
+
+fn overlay_by_mount(
+    lowers: &[OwnedFd],
+    upper: &OwnedFd,
+    work: &OwnedFd,
+    target: &Path,
+) -> Result<()> {
+    let numbers: Vec<String> = lowers.iter().rev().map(|fd| fd.as_raw_fd().to_string()).collect();
+    let mut options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        numbers.join(":"),
+        upper.as_raw_fd(),
+        work.as_raw_fd()
+    );
+    for (key, value) in OPTIONS {
+        write!(options, ",{key}={value}").expect("a string takes all");
+    }
+    let before = std::env::current_dir().ok();
+    let target = std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf());
+    failed(rustix::process::chdir("/proc/self/fd"), || "chdir(\"/proc/self/fd\")".into())?;
+    let data = std::ffi::CString::new(options).expect("digits and words");
+    let result =
+        rustix::mount::mount("overlay", &target, "overlay", MountFlags::empty(), data.as_c_str());
+    if let Some(before) = before {
+        let _ = rustix::process::chdir(before);
+    }
+    failed(result, || format!("mount(overlay of {} layers, {target:?})", lowers.len()))
+}
+
+/// The path by which this process reaches what `fd` is open on.
+pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
