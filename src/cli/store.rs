@@ -47,8 +47,9 @@ impl StoreArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
         match self.verb {
             StoreVerb::Ls => {
-                for (layer, bytes) in pipeline::store_list(self.store.as_deref())? {
-                    say(format_args!("{layer}  {:>10}", megabytes(bytes)));
+                for layer in pipeline::store_list(self.store.as_deref())? {
+                    let used = if layer.in_use { "  in use" } else { "" };
+                    say(format_args!("{}  {:>10}{used}", layer.key, megabytes(layer.bytes)));
                 }
             }
             StoreVerb::Gc => {

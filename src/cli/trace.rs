@@ -113,7 +113,7 @@ pub(super) fn need_image(image: Option<String>, verb: &str) -> Result<String, Pi
 impl TraceArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
         let spec = self.spec()?;
-        crate::runtime::install_signal_handlers();
+        crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
         let traced = pipeline::trace(&spec, &terminal);
         terminal.finish();

@@ -47,7 +47,7 @@ impl VerifyArgs {
             store: self.store,
             run: scripted.then_some(run),
         };
-        crate::runtime::install_signal_handlers();
+        crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
         let verdict = pipeline::verify(&spec, &terminal);
         terminal.finish();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::oci::Image;
 use crate::record;
-use crate::rootfs::{self, Store};
+use crate::rootfs::{self, Store, StoredLayer};
 use crate::runtime;
 use crate::source;
 
@@ -89,16 +89,18 @@ fn check(name: String, found: Result<String, String>, needed: bool) -> Check {
 /// # Errors
 /// If the store cannot be read.
 pub fn clean(store: Option<&Path>) -> Result<Vec<String>, PipelineError> {
-    let mut removed = Store::open(store)?.clean()?;
+    let cleaned = Store::open(store)?.clean()?;
+    let paths = cleaned.runs.into_iter().chain(cleaned.layers);
+    let mut removed: Vec<String> = paths.map(|path| path.display().to_string()).collect();
     removed.extend(runtime::clean_leftovers()?);
     Ok(removed)
 }
 
-/// The layers of the store with their sizes in bytes.
+/// The layers of the store.
 ///
 /// # Errors
 /// If the store cannot be read.
-pub fn store_list(store: Option<&Path>) -> Result<Vec<(String, u64)>, PipelineError> {
+pub fn store_list(store: Option<&Path>) -> Result<Vec<StoredLayer>, PipelineError> {
     Ok(Store::open(store)?.ls()?)
 }
 
@@ -107,5 +109,7 @@ pub fn store_list(store: Option<&Path>) -> Result<Vec<(String, u64)>, PipelineEr
 /// # Errors
 /// If the store cannot be read.
 pub fn store_gc(store: Option<&Path>) -> Result<Vec<String>, PipelineError> {
-    Ok(Store::open(store)?.gc()?)
+    let removed = Store::open(store)?.gc()?;
+    let paths = removed.runs.into_iter().chain(removed.layers);
+    Ok(paths.map(|path| path.display().to_string()).collect())
 }

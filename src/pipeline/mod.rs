@@ -98,11 +98,11 @@ impl PipelineError {
     pub fn exit(&self) -> u8 {
         match self {
             Self::Source(_) => exit::IMAGE,
-            Self::Rootfs(error) if error.is_host() => exit::HOST,
-            Self::Rootfs(error) if error.is_image() => exit::IMAGE,
-            Self::Emit(error) if error.is_image() => exit::IMAGE,
+            Self::Rootfs(error) if error.is_bad_image() => exit::IMAGE,
+            Self::Emit(error) if error.is_bad_image() => exit::IMAGE,
             Self::Runtime(error) => runtime_exit(error),
-            Self::Record(_) | Self::Host { .. } => exit::HOST,
+            Self::Record(_) | Self::Host { .. } | Self::Rootfs(_) => exit::HOST,
+            Self::Emit(EmitError::Full { .. } | EmitError::Write { .. }) => exit::HOST,
             Self::Keep(_) | Self::Seccomp(_) | Self::Usage(_) => exit::USAGE,
             Self::Script { .. } => exit::SCRIPT,
             Self::NotReady(_) => exit::NOT_READY,
@@ -111,7 +111,7 @@ impl PipelineError {
             Self::Container(_) => exit::CONTAINER,
             Self::Interrupted => exit::INTERRUPTED,
             Self::Io { source, .. } => io_exit(source),
-            Self::Rootfs(_) | Self::Emit(_) => exit::INTERNAL,
+            Self::Emit(_) => exit::INTERNAL,
         }
     }
 }

@@ -450,7 +450,18 @@ impl<'a> Play<'a> {
         self.warnings.lock().expect("no panic while held").push(text);
     }
 
+    /// What the filter has to know beyond Docker's defaults.
+    fn extra(&self) -> crate::model::profile::Extra {
+        let options = &self.input.spec.options;
+        let mut extra = crate::model::profile::Extra::new();
+        if let (false, Ok(caps)) = (options.cap_add.is_empty(), runtime::capabilities(options)) {
+            extra.insert("capabilities".to_owned(), caps.into());
+        }
+        extra
+    }
+
     fn end(self) -> RunOutcome {
+        let extra = self.extra();
         RunOutcome {
             record: RunRecord {
                 slim: env!("CARGO_PKG_VERSION").to_owned(),
@@ -469,7 +480,7 @@ impl<'a> Play<'a> {
                 phases: self.phases,
                 losses: Vec::new(),
                 complete: false,
-                extra: crate::model::profile::Extra::new(),
+                extra,
             },
             recording: None,
             changes: Vec::new(),

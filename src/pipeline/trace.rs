@@ -232,7 +232,7 @@ impl<'a> Work<'a> {
             tree: &self.rootfs.tree,
             profile,
             keep: &product.keep,
-            image: source::open_path(&product.file)?,
+            image: open_file(&product.file)?,
             seccomp: product.allowlist.oci.clone(),
             outcomes,
         };
@@ -331,6 +331,14 @@ pub(super) fn slim_tag(name: Option<&str>) -> String {
         _ => (name, "latest"),
     };
     format!("{repository}-slim:{tag}")
+}
+
+/// Opens an image that slim wrote itself.
+pub(super) fn open_file(path: &std::path::Path) -> Result<Image, PipelineError> {
+    let reference = path.to_str().ok_or_else(|| {
+        PipelineError::Usage(format!("{} is not UTF-8: choose another folder", path.display()))
+    })?;
+    Ok(source::open(reference, None)?)
 }
 
 fn needs_root() -> Result<(), PipelineError> {

@@ -219,7 +219,7 @@ fn open_result(folder: &Path) -> Result<Image, PipelineError> {
             folder.display()
         ))
     })?;
-    Ok(source::open_path(found)?)
+    super::trace::open_file(found)
 }
 
 /// The policy of the trace, from its summary; without one the empty policy.

@@ -22,6 +22,7 @@ mod control;
 mod engine;
 mod helper;
 mod pod;
+mod probe;
 mod shim;
 mod stdio;
 mod tenant;
@@ -29,6 +30,7 @@ mod tenant;
 pub use cell::Cell;
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
+pub use probe::probe;
 pub use ready::parse_ready;
 pub use script::check_script;
 
@@ -192,6 +194,12 @@ pub enum ScriptEnd {
 /// this process at once.
 pub fn install_signal_handlers() -> Result<(), RuntimeError> {
     signals::install().map_err(|source| RuntimeError::Io { what: "sigaction".into(), source })
+}
+
+/// The capabilities (`CAP_…`) that a container with these options has.
+pub fn capabilities(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
+    let own = spec::caps::own_bounding();
+    Ok(spec::caps::choose(&options.cap_add, &options.cap_drop, own)?.0)
 }
 
 /// True once SIGINT or SIGTERM came.

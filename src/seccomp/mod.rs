@@ -6,6 +6,7 @@
 
 mod base;
 mod filter;
+mod read;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use serde_json::Value;
 use crate::model::profile::kind;
 use crate::model::{Arch, Digest, Phase, Policy, Profile};
 use filter::{Action, Rule, When};
+pub use read::{missing_calls, parse_filter};
 use table::{Comparison, DEFAULT_CAPS, DOCKER, ENOSYS, EPERM, Verdict, complement};
 
 /// Why no filter could be made.
@@ -27,6 +29,8 @@ pub enum SeccompError {
          platform; trace the image again"
     )]
     NothingRecorded(String),
+    #[error("no seccomp filter: {0}; give a file as slim, Docker or an OCI runtime has it")]
+    NotAFilter(String),
 }
 
 /// An allowlist with the reason of each name.

@@ -4,7 +4,7 @@
 //! Reads the mounted root file system for users and links and makes the directories that Docker
 //! makes; starts nothing.
 
-mod caps;
+pub(super) mod caps;
 mod files;
 mod inside;
 mod limits;
