@@ -167,7 +167,9 @@ impl Plan<'_> {
         // Calls that Docker allows to some containers only: refused for all others.
         let mut partly: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
         for (name, why) in why {
-            let verdict = DOCKER.verdict(self.arches[0], name, self.caps);
+            // What a capability gives, Docker's form leaves to the engine, default ones included.
+            let caps = if self.docker { &[] } else { self.caps };
+            let verdict = DOCKER.verdict(self.arches[0], name, caps);
             if why == ALLOW || (verdict == Verdict::Allowed && name != "clone3") {
                 refused.remove(name);
                 plain.entry((why, DOCKER.kernel(name))).or_default().push(name.clone());
