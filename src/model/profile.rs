@@ -260,6 +260,13 @@ impl Profile {
 }
 
 /// Notes that `run` used a thing in this way, unless an earlier note of the run is there.
+///
+/// A use by the OCI runtime gives way to the container's own, whichever came first: only the latter
+/// counts.
 pub fn note(access: &mut Access, kind: &str, run: RunId, by: &FirstUse) {
-    access.entry(kind.to_owned()).or_default().entry(run).or_insert_with(|| by.clone());
+    let runtimes = |user: &FirstUse| user.phase == Phase::Runtime.name();
+    let first = access.entry(kind.to_owned()).or_default().entry(run).or_insert_with(|| by.clone());
+    if runtimes(first) && !runtimes(by) {
+        *first = by.clone();
+    }
 }

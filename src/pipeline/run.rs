@@ -454,7 +454,8 @@ impl<'a> Play<'a> {
     fn extra(&self) -> crate::model::profile::Extra {
         let options = &self.input.spec.options;
         let mut extra = crate::model::profile::Extra::new();
-        if let (false, Ok(caps)) = (options.cap_add.is_empty(), runtime::capabilities(options)) {
+        let dockers = options.cap_add.is_empty() && options.cap_drop.is_empty();
+        if let (false, Ok(caps)) = (dockers, runtime::capabilities(options)) {
             extra.insert("capabilities".to_owned(), caps.into());
         }
         extra

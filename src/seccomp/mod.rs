@@ -50,8 +50,8 @@ const INCOMPLETE: &str = "INCOMPLETE: the recording lost events, calls may be mi
 /// The allowlist for what `profile` recorded plus the measured base sets, never wider than Docker's
 /// default but for `policy.allow`.
 ///
-/// The flat form holds for Docker's default capabilities and those that a traced run names in its
-/// record (`capabilities`, a list of `CAP_…`); in Docker's form the engine decides when a container
+/// The flat form holds for the capabilities that the traced runs had: those that a run names in its
+/// record (`capabilities`, a list of `CAP_…`), Docker's default ones where it names none; in Docker's form the engine decides when a container
 /// starts, so calls that a capability gives are there under that condition.
 pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, SeccompError> {
     let native = filter::native(&profile.image.platform);
@@ -81,7 +81,7 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         why.insert(name.clone(), ALLOW.to_owned());
     }
     let default: Vec<String> = DEFAULT_CAPS.map(str::to_owned).into();
-    let granted = [default.clone(), named_capabilities(profile)].concat();
+    let granted = granted(profile, &default);
     let note = if profile.is_complete() { "" } else { INCOMPLETE };
     let scmp: Vec<&str> = arches.iter().map(|arch| arch.scmp()).collect();
     let flat = Plan { arches: &arches, caps: &granted, docker: false }.rules(&why, note);
@@ -140,11 +140,14 @@ fn recorded(profile: &Profile, arch: Arch) -> BTreeSet<String> {
         .collect()
 }
 
-fn named_capabilities(profile: &Profile) -> Vec<String> {
-    let runs = profile.runs.values().filter(|run| run.purpose != "verify");
-    let lists = runs.filter_map(|run| run.extra.get("capabilities")?.as_array());
-    let names: BTreeSet<String> =
-        lists.flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+fn granted(profile: &Profile, default: &[String]) -> Vec<String> {
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    for run in profile.runs.values().filter(|run| run.purpose != "verify") {
+        match run.extra.get("capabilities").and_then(Value::as_array) {
+            Some(list) => names.extend(list.iter().filter_map(Value::as_str).map(str::to_owned)),
+            None => names.extend(default.iter().cloned()),
+        }
+    }
     names.into_iter().collect()
 }
 
