@@ -34,7 +34,8 @@ fn run(command: &mut Command) {
 fn corpus_images_survive_whole() {
     for (name, path) in corpus() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let image = slim::source::open(&format!("oci:{}", path.join("oci").display()), None).unwrap();
+        let image =
+            slim::source::open(&format!("oci:{}", path.join("oci").display()), None).unwrap();
         let store = Store::open(Some(&dir.path().join("store"))).unwrap();
         let start = Instant::now();
         let rootfs = store.unpack(&image, &|_, _| ()).unwrap();

@@ -112,12 +112,6 @@ impl LayerFixture {
         self.raw(b'x', b"PaxHeaders/x", b"", &data, &Attr::default())
     }
 
-    /// Blocks that are no entry, as given.
-    pub fn bytes(mut self, bytes: &[u8]) -> Self {
-        self.tar.extend(bytes);
-        self
-    }
-
     pub fn finish(&self) -> Vec<u8> {
         [&self.tar[..], &[0; 1024]].concat()
     }
