@@ -147,12 +147,10 @@ fn round_trip(fixture: &ImageFixture, what: &str) -> Tree {
         path
     };
     let (upper, work, merged) = (make("upper"), make("work"), make("merged"));
-    if rootfs.lowers.len() <= 200 {
-        mount_overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
-        let unmount = Unmount(&merged);
-        on_disk(&rootfs.tree, &merged, what);
-        drop(unmount);
-    }
+    mount_overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
+    let unmount = Unmount(&merged);
+    on_disk(&rootfs.tree, &merged, what);
+    drop(unmount);
     let target = dir.path().join("image.tar");
     let keep = keep_all(&rootfs.tree);
     write_image(&image, &rootfs.tree, &keep, "t:1", ImageFormat::Archive, &target).unwrap();
@@ -498,4 +496,92 @@ fn the_upper_directory_tells_what_changed() {
     let changes = changes(&upper, &rootfs.tree).unwrap();
     let lines: Vec<_> = changes.iter().map(|(path, what)| format!("{path} {what:?}")).collect();
     assert_eq!(lines, ["/d/a Changed", "/d/b Removed", "/d/new Created", "/e/x Removed"]);
+}
+
+fn mount(kind: &str, at: &Path, data: &str) {
+    let data = std::ffi::CString::new(data).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount(kind, at, kind, flags, Some(data.as_c_str())).unwrap();
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_nothing() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let image =
+        open(&image(&[layer().file("big", &"x".repeat(4 << 20))]).write(dir.path())).unwrap();
+    let small = dir.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    mount("tmpfs", &small, "size=1m");
+    let unmount = Unmount(&small);
+    let store = Store::open(Some(&small)).unwrap();
+    let error = store.unpack(&image, &|_, _| ()).err().unwrap();
+    assert!(error.to_string().contains("no space left for"), "{error}");
+    assert!(error.to_string().contains(small.to_str().unwrap()), "{error}");
+    assert!(!error.is_bad_image());
+    assert_eq!(std::fs::read_dir(small.join("layers")).unwrap().count(), 0);
+    let tree = index(&image).unwrap();
+    let target = small.join("image.tar");
+    let big = write_image(&image, &tree, &keep_all(&tree), "t", ImageFormat::Archive, &target);
+    assert!(big.is_ok(), "four megabytes of one letter pack well: {big:?}");
+    drop(unmount);
+}
+
+#[test]
+fn a_store_on_overlayfs_is_covered_with_a_tmpfs_and_says_so() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let image = open(&image(&[layer().file("a", "1")]).write(dir.path())).unwrap();
+    let make = |name: &str| {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        dir.path().join(name)
+    };
+    let (lower, upper, work, merged) = (make("l"), make("u"), make("w"), make("m"));
+    mount_overlay(&[lower], &upper, &work, &merged).unwrap();
+    let outer = Unmount(&merged);
+    let path = merged.join("store");
+    let store = Store::open(Some(&path)).unwrap();
+    let covered = Unmount(&path);
+    let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
+    assert!(store.warnings()[0].contains("overlayfs"), "{:?}", store.warnings());
+    let run = store.new_run().unwrap();
+    let inside = |name: &str| {
+        std::fs::create_dir(run.path.join(name)).unwrap();
+        run.path.join(name)
+    };
+    let (upper, work, root) = (inside("u"), inside("w"), inside("m"));
+    mount_overlay(&rootfs.lowers, &upper, &work, &root).unwrap();
+    let inner = Unmount(&root);
+    on_disk(&rootfs.tree, &root, "on a tmpfs");
+    drop((inner, covered, outer));
+}
+
+#[test]
+fn archives_may_be_compressed_and_indexes_nest() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let layout = image(&[layer().file("a", "1")]).write(dir.path());
+    let plain = open(&layout).unwrap();
+    // An index in the index, beside another platform whose blobs are not there.
+    let index_json = layout.join("index.json");
+    let mut top: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&index_json).unwrap()).unwrap();
+    let mut other = top["manifests"][0].clone();
+    other["platform"]["architecture"] = "arm64".into();
+    other["digest"] = format!("sha256:{}", "0".repeat(64)).into();
+    top["manifests"].as_array_mut().unwrap().insert(0, other);
+    let nested = top.to_string();
+    let digest = slim::model::Digest::of(nested.as_bytes());
+    std::fs::write(layout.join("blobs/sha256").join(digest.hex()), &nested).unwrap();
+    let outer = serde_json::json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest.to_string(), "size": nested.len() }] });
+    std::fs::write(&index_json, outer.to_string()).unwrap();
+    assert_eq!(open(&layout).unwrap().manifest_digest, plain.manifest_digest);
+    let wanted = slim::source::open(&layout.display().to_string(), Some("linux/s390x"));
+    let error = wanted.err().unwrap().to_string();
+    assert!(error.contains("linux/amd64") && error.contains("linux/arm64"), "{error}");
+    let tar = dir.path().join("image.tar.gz");
+    let mut pack = std::process::Command::new("tar");
+    pack.arg("-C").arg(&layout).arg("-czf").arg(&tar).arg(".");
+    assert!(pack.status().unwrap().success());
+    let packed = slim::source::open(&tar.display().to_string(), Some("linux/amd64")).unwrap();
+    assert_same_tree(&index(&packed).unwrap(), &index(&plain).unwrap(), "gzip");
 }
