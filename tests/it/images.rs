@@ -585,3 +585,47 @@ fn archives_may_be_compressed_and_indexes_nest() {
     let packed = slim::source::open(&tar.display().to_string(), Some("linux/amd64")).unwrap();
     assert_same_tree(&index(&packed).unwrap(), &index(&plain).unwrap(), "gzip");
 }
+
+#[test]
+fn sparse_files_of_gnu_tar_are_whole() {
+    for format in
+        [&["--format=gnu"][..], &["--format=posix"], &["--format=posix", "--sparse-version=0.1"]]
+    {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("s");
+        let file = std::fs::File::create(&path).unwrap();
+        for at in [0, 1 << 20, 3 << 20] {
+            std::os::unix::fs::FileExt::write_all_at(&file, b"data", at).unwrap();
+        }
+        file.set_len(5 << 20).unwrap();
+        let mut pack = std::process::Command::new("tar");
+        pack.arg("-C").arg(dir.path()).args(["--sparse", "-cf", "-"]).args(format).arg("s");
+        let tar = pack.output().unwrap().stdout;
+        assert!(tar.len() < 1 << 20, "not sparse: {format:?}");
+        let tree = round_trip(&image(&[LayerFixture::of_tar(tar)]), "sparse");
+        let node = tree.get(&RootPath::parse(b"/s").unwrap()).unwrap();
+        let NodeKind::File { size, content, .. } = &node.kind else { panic!("no file") };
+        let want = slim::model::Digest::of(&std::fs::read(&path).unwrap());
+        assert_eq!((*size, *content), (5 << 20, want), "{format:?}");
+    }
+}
+
+#[test]
+fn two_processes_share_one_unpacked_layer() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let image =
+        open(&image(&[layer().file("a", "1"), layer().file("b", "1")]).write(dir.path())).unwrap();
+    let path = dir.path().join("store");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let store = Store::open(Some(&path)).unwrap();
+                let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
+                assert!(rootfs.lowers.iter().all(|lower| lower.exists()));
+            });
+        }
+    });
+    let store = Store::open(Some(&path)).unwrap();
+    assert_eq!(store.ls().unwrap().len(), 2);
+    assert_eq!(store.clean().unwrap(), slim::rootfs::Cleaned::default());
+}

@@ -112,6 +112,11 @@ impl LayerFixture {
         self.raw(b'x', b"PaxHeaders/x", b"", &data, &Attr::default())
     }
 
+    /// Somebody else's tar.
+    pub fn of_tar(tar: Vec<u8>) -> Self {
+        Self { tar }
+    }
+
     pub fn finish(&self) -> Vec<u8> {
         [&self.tar[..], &[0; 1024]].concat()
     }
