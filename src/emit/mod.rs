@@ -29,10 +29,6 @@ pub enum EmitError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("the index was made of other layers than the image has; index it again")]
     OtherTree,
-    #[error(
-        "layer {layer} of the image, file {path}: what was indexed as inode {inode} is not there now; has the image been replaced while slim ran?"
-    )]
-    Changed { layer: usize, path: String, inode: u64 },
     #[error("the image's configuration is no JSON object: it is damaged, copy it again")]
     Config,
 }

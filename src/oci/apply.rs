@@ -19,6 +19,8 @@ pub struct Stack {
     root: Option<Meta>,
     /// Paths of this layer below which nothing of the layers below shows.
     cut: BTreeSet<RootPath>,
+    /// What whiteouts of this layer removed: its own links may still name it, whatever the order.
+    hidden: BTreeMap<RootPath, Node>,
     depends: bool,
 }
 
@@ -31,8 +33,9 @@ pub enum Applied {
     Dir(RootPath),
     /// A new inode that is no directory.
     New { path: RootPath, inode: u64 },
-    /// Another name of an inode. `others` are the names it had before.
-    Link { path: RootPath, inode: u64, others: Vec<RootPath> },
+    /// Another name of an inode. `others` are the names it has besides; `from` is where it was
+    /// found, with its layer (a name this layer's whiteouts removed will do).
+    Link { path: RootPath, inode: u64, others: Vec<RootPath>, from: (RootPath, usize) },
     /// A whiteout or an opaque mark, remembered until the layer ends.
     Cut,
 }
@@ -42,6 +45,7 @@ impl Stack {
     pub fn begin_layer(&mut self, diff_id: DiffId) {
         self.tree.layers.push(diff_id);
         self.cut.clear();
+        self.hidden.clear();
         self.depends = false;
     }
 
@@ -229,7 +233,8 @@ impl Stack {
         entry: &Entry,
     ) -> Result<Applied, LayerError> {
         let target = self.real(target, entry)?;
-        let Some(node) = self.tree.get(&target).cloned() else {
+        let found = self.tree.get(&target).or_else(|| self.hidden.get(&target));
+        let Some(node) = found.cloned() else {
             let why = format!("a hard link to {target}, which no layer up to here has");
             return Err(self.refuse(entry, &why));
         };
@@ -251,8 +256,9 @@ impl Stack {
         let others: Vec<RootPath> =
             self.tree.nodes.iter().filter_map(same).filter(|name| *name != path).collect();
         self.depends |= node.layer < self.layer();
+        let from = (target, node.layer);
         self.tree.nodes.insert(path.clone(), Node { layer: self.layer(), ..node });
-        Ok(Applied::Link { path, inode, others })
+        Ok(Applied::Link { path, inode, others, from })
     }
 
     /// Removes what is at `path` so that something that is no directory can take its place.
@@ -285,7 +291,7 @@ impl Stack {
         let layer = self.layer();
         if self.tree.get(path).is_some_and(|node| node.layer < layer) {
             if self.below(path).is_empty() {
-                self.tree.nodes.remove(path);
+                self.bury(path);
             } else {
                 self.imply(path);
             }
@@ -304,8 +310,14 @@ impl Stack {
                     self.imply(&name);
                 }
             } else {
-                self.tree.nodes.remove(&name);
+                self.bury(&name);
             }
+        }
+    }
+
+    fn bury(&mut self, path: &RootPath) {
+        if let Some(node) = self.tree.nodes.remove(path) {
+            self.hidden.insert(path.clone(), node);
         }
     }
 

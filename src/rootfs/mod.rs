@@ -61,7 +61,7 @@ impl RootfsError {
 
 /// An image, unpacked.
 pub struct Rootfs {
-    /// Folders with the unpacked layers, lowest first.
+    /// Folders with the unpacked layers, lowest first; a layer that occurs twice is here once.
     pub lowers: Vec<PathBuf>,
     pub tree: Tree,
 }

@@ -84,7 +84,7 @@ impl Store {
             done += image.blobs.size(at).unwrap_or(0);
             progress(done.min(all), all);
         }
-        Ok(Rootfs { lowers, tree: stack.into_tree() })
+        Ok(Rootfs { lowers: distinct(lowers), tree: stack.into_tree() })
     }
 
     /// Scratch space for one run.
@@ -225,7 +225,7 @@ impl Store {
         const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
         let found = rustix::fs::statfs(&self.path)
             .map_err(|e| RootfsError::io("look at the store", &self.path, e))?;
-        if i64::try_from(found.f_type).ok() != Some(OVERLAYFS_MAGIC) {
+        if found.f_type != OVERLAYFS_MAGIC {
             return Ok(());
         }
         // Neither nosuid nor nodev: the container needs both.
@@ -255,6 +255,16 @@ impl Drop for RunDir {
             tracing::debug!(path = %self.path.display(), %error, "left for `slim clean`");
         }
     }
+}
+
+/// Each folder once: an overlay refuses the same one twice (ELOOP), and images do repeat layers,
+/// empty ones above all. The topmost stays, for it shows everything that the lower ones would.
+fn distinct(lowers: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut seen = std::collections::HashSet::new();
+    let mut kept: Vec<PathBuf> =
+        lowers.into_iter().rev().filter(|path| seen.insert(path.clone())).collect();
+    kept.reverse();
+    kept
 }
 
 /// Unpacks one layer into `folder` and writes its index beside it.

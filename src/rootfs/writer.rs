@@ -73,8 +73,8 @@ impl Writer {
                 self.files.insert(path.clone(), *inode);
                 stack.set_content(path, entry);
             }
-            Applied::Link { path, inode, others } => {
-                self.link(stack.tree(), path, *inode, others, lowers)?;
+            Applied::Link { path, inode, others, from } => {
+                self.link(stack.tree(), path, *inode, others, from, lowers)?;
             }
             Applied::Cut => {}
         }
@@ -85,6 +85,7 @@ impl Writer {
     /// changes its times.
     pub fn finish(mut self, stack: &Stack) -> Result<(), RootfsError> {
         let tree = stack.tree();
+        self.prune(tree)?;
         for path in stack.cut() {
             let parent = path.parent().unwrap_or_else(RootPath::root);
             let parent_is_dir = parent.is_root()
@@ -116,6 +117,20 @@ impl Writer {
         self.set_meta(self.root.as_fd(), &RootPath::root(), &meta)
     }
 
+    /// Removes names that were copied up for a link and that a whiteout of this layer then removed.
+    fn prune(&mut self, tree: &Tree) -> Result<(), RootfsError> {
+        let gone = |path: &RootPath, inode: u64| tree.get(path).is_none_or(|n| n.inode != inode);
+        let files = self.files.iter().filter(|(path, inode)| gone(path, **inode));
+        for path in files.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
+            self.remove_file(&path)?;
+        }
+        let gone = |path: &&RootPath| tree.get(path).is_none_or(|n| n.kind != NodeKind::Dir);
+        for path in self.dirs.iter().filter(gone).cloned().collect::<Vec<_>>() {
+            self.make_room(&path)?;
+        }
+        Ok(())
+    }
+
     fn error(&self, what: &'static str, path: &RootPath, errno: Errno) -> RootfsError {
         RootfsError::io(what, &self.host(path), errno)
     }
@@ -125,9 +140,6 @@ impl Writer {
     }
 
     fn whiteout(&mut self, path: &RootPath) -> Result<(), RootfsError> {
-        if self.files.contains_key(path) {
-            return Ok(());
-        }
         let (dir, name) = self.at(path)?;
         rustix::fs::mknodat(&dir, name, FileType::CharacterDevice, Mode::empty(), 0)
             .map_err(|errno| self.device_error(path, errno))
@@ -274,27 +286,26 @@ impl Writer {
         path: &RootPath,
         inode: u64,
         others: &[RootPath],
+        from: &(RootPath, usize),
         lowers: &[PathBuf],
     ) -> Result<(), RootfsError> {
         if self.files.get(path) == Some(&inode) {
             return Ok(());
         }
         let here = others.iter().find(|name| self.files.get(*name) == Some(&inode)).cloned();
-        let source = match here {
-            Some(name) => name,
-            None => {
-                let Some(first) = others.first() else { return Ok(()) };
-                self.copy_up(tree, first, lowers)?;
-                self.files.insert(first.clone(), inode);
-                for other in &others[1..] {
-                    self.link_here(first, other)?;
-                    self.files.insert(other.clone(), inode);
-                }
-                first.clone()
-            }
-        };
         self.make_room(path)?;
-        self.link_here(&source, path)?;
+        if let Some(source) = here {
+            self.link_here(&source, path)?;
+        } else {
+            let (name, layer) = from;
+            if let Some(lower) = lowers.get(*layer) {
+                self.copy_up(tree, path, &lower.join(OsStr::from_bytes(name.relative())))?;
+            }
+            for other in others {
+                self.link_here(path, other)?;
+                self.files.insert(other.clone(), inode);
+            }
+        }
         self.files.insert(path.clone(), inode);
         Ok(())
     }
@@ -306,22 +317,16 @@ impl Writer {
             .map_err(|e| self.error("link", to, e))
     }
 
-    fn copy_up(
-        &mut self,
-        tree: &Tree,
-        path: &RootPath,
-        lowers: &[PathBuf],
-    ) -> Result<(), RootfsError> {
-        let node = tree.get(path).expect("a link's other names are in the tree").clone();
-        let lower = lowers.get(node.layer).expect("it lies in a layer below");
+    /// Makes `path`, a name of an inode of a layer below, where that layer has it at `from`.
+    fn copy_up(&mut self, tree: &Tree, path: &RootPath, from: &Path) -> Result<(), RootfsError> {
+        let node = tree.get(path).expect("a link just applied is in the tree").clone();
         let (dir, name) = self.at(path)?;
         let meta = Meta::of(&node);
         let made = match &node.kind {
             NodeKind::File { .. } => {
-                let from = lower.join(OsStr::from_bytes(path.relative()));
                 let mut to = self.new_file(&dir, path)?;
                 let mut from_file =
-                    File::open(&from).map_err(|e| RootfsError::io("copy", &from, e))?;
+                    File::open(from).map_err(|e| RootfsError::io("copy", from, e))?;
                 std::io::copy(&mut from_file, &mut to)
                     .map_err(|e| RootfsError::io("write", &self.host(path), e))?;
                 return self.set_meta(to.as_fd(), path, &meta);

@@ -49,7 +49,7 @@ pub enum LayerError {
 pub struct Entry {
     pub path: RootPath,
     pub kind: EntryKind,
-    /// Permission bits with setuid, setgid and sticky.
+    /// Nothing for whiteouts and opaque marks.
     #[serde(default, skip_serializing_if = "Meta::is_nothing")]
     pub meta: Meta,
 }
@@ -57,7 +57,7 @@ pub struct Entry {
 /// Who owns a file, and the like.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// `07777`.
+    /// Permission bits with setuid, setgid and sticky: `07777`.
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,

@@ -266,10 +266,9 @@ impl<R: Read> TarReader<R> {
     fn skip_content(&mut self) -> io::Result<()> {
         io::copy(&mut io::Read::by_ref(self), &mut io::sink())?;
         let mut rest = io::Read::by_ref(&mut self.inner).take(self.padding);
-        let skipped = io::copy(&mut rest, &mut io::sink())?;
         // Writers that stop right after the last byte are common enough to be let through.
+        io::copy(&mut rest, &mut io::sink())?;
         self.padding = 0;
-        let _ = skipped;
         Ok(())
     }
 

@@ -112,10 +112,9 @@ impl LayerFixture {
         self.raw(b'x', b"PaxHeaders/x", b"", &data, &Attr::default())
     }
 
-    /// Blocks that are no entry, as given.
-    pub fn bytes(mut self, bytes: &[u8]) -> Self {
-        self.tar.extend(bytes);
-        self
+    /// Somebody else's tar.
+    pub fn of_tar(tar: Vec<u8>) -> Self {
+        Self { tar }
     }
 
     pub fn finish(&self) -> Vec<u8> {
