@@ -91,8 +91,10 @@ fn a_time_out_kills_the_whole_family() {
 
 #[test]
 fn an_interrupt_leaves_time_for_a_trap() {
-    let folder = Folder::new("#!/bin/sh\ntrap 'echo bye > $1/bye; exit 1' TERM\n: > $1/up\n\
-                              while :; do sleep 0.1; done\n");
+    let folder = Folder::new(
+        "#!/bin/sh\ntrap 'echo bye > $1/bye; exit 1' TERM\n: > $1/up\n\
+                              while :; do sleep 0.1; done\n",
+    );
     let up = || folder.path("up").exists();
     let end = run(&folder.argv(), Some(PATIENCE), None, &up).expect("an end");
     assert_eq!(end, ScriptEnd::Interrupted);
