@@ -272,7 +272,7 @@ impl CellInner {
                 return None;
             }
             let state = self.lock();
-            if !state.ended.get(&pid).is_some_and(|(at, _)| *at >= since) {
+            if state.ended.get(&pid).is_none_or(|(at, _)| *at < since) {
                 drop(self.changed.wait_timeout(state, Duration::from_millis(50)));
             }
         }

@@ -237,8 +237,10 @@ fn check_fresh_containers(kind: RuntimeKind, name: &str) {
     assert_eq!(output.status.code(), Some(5));
     let again = run(&["test", "-e", "/tmp/fresh"], "");
     assert_eq!(again.status.code(), Some(1), "each has a writable layer of its own");
+    // The entrypoint, env, was found and looks for the command itself.
     assert_eq!(run(&["no-such-command"], "").status.code(), Some(127));
-    assert_eq!(pod.uppers().len(), 4);
+    assert_eq!(run(&["sh", "-c", "kill -9 $$; kill -TERM $$; exit 4"], "").status.code(), Some(4));
+    assert_eq!(pod.uppers().len(), 5);
     pod.stop().unwrap();
     pod.destroy();
 }
@@ -289,6 +291,20 @@ fn exec_has_the_semantics_of_docker_exec_under_crun() {
 fn a_fresh_container_has_the_semantics_of_docker_run() {
     if have_what_it_takes() {
         check_fresh_containers(RuntimeKind::Embedded, "fresh");
+    }
+}
+
+#[test]
+fn a_fresh_container_has_the_semantics_of_docker_run_under_runc() {
+    if have_what_it_takes() && have("runc") {
+        check_fresh_containers(RuntimeKind::Runc, "freshrunc");
+    }
+}
+
+#[test]
+fn a_fresh_container_has_the_semantics_of_docker_run_under_crun() {
+    if have_what_it_takes() && have("crun") {
+        check_fresh_containers(RuntimeKind::Crun, "freshcrun");
     }
 }
 
@@ -473,7 +489,7 @@ fn a_pod_that_waits_to_be_killed() {
     let pod = fixture.pod("killed", command(&["sh", "-c", "sleep 1000 & sleep 1000"]));
     pod.start().unwrap();
     let background = "sleep 1000 & sleep 1000";
-    let _exec = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         scope.spawn(|| call(&pod, "SLIM_EXEC", &["sh", "-c", background], ""));
         std::thread::sleep(Duration::from_millis(500));
         let known: BTreeMap<&str, String> = [
@@ -526,6 +542,65 @@ fn nothing_outlives_a_killed_slim() {
     assert!(removed.contains(&name), "{removed:?}");
     assert!(!cgroup.exists());
     let _ = fs::remove_dir_all(&known["dir"]);
+}
+
+/// Whatever slim is at, from its first instant to a pod with an exec in it.
+#[test]
+fn nothing_outlives_a_slim_killed_at_any_moment() {
+    if !have_what_it_takes() {
+        return;
+    }
+    let rounds = std::env::var("SLIM_TEST_KILLS").map_or(8, |text| text.parse().unwrap());
+    for round in 0..rounds {
+        let dir = tempfile::tempdir().unwrap();
+        let mut slim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "container::a_pod_that_waits_to_be_killed"])
+            .env("SLIM_TEST_KILLED", dir.path().join("ready"))
+            .env("TMPDIR", dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(10 + 700 * round / rounds));
+        let pid = i32::try_from(slim.id()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        // Held still, so that the list of its descendants is the whole list when it is killed.
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        let family = descendants(slim.id());
+        slim.kill().unwrap();
+        slim.wait().unwrap();
+        let killed = Instant::now();
+        let name = dir.path().to_string_lossy().into_owned();
+        let alive =
+            || family.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count();
+        while alive() > 0 || mounts_of(&name) > 0 {
+            let late = killed.elapsed() >= Duration::from_secs(2);
+            assert!(!late, "round {round}: {} of {} outlive slim", alive(), family.len());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    runtime::clean_leftovers().unwrap();
+}
+
+/// The pids of a process's children, their children and so on.
+fn descendants(pid: u32) -> Vec<u32> {
+    let parent = |entry: &fs::DirEntry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok())
+    };
+    let all: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, parent(&e)?)))
+        .collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while next < found.len() {
+        let above = found[next];
+        found.extend(all.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 fn processes_below(cgroup: &Path) -> usize {
