@@ -4,3 +4,6 @@
 //! to its callers.
 
 #![allow(unsafe_code)]
+
+pub mod bpf;
+pub mod fanotify;
