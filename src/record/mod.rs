@@ -1,15 +1,54 @@
 //! Recorders: fanotify and BPF into events, events into a profile.
+//!
+//! [`Recorder`] watches one cgroup: the BPF side names processes, calls and paths, fanotify the files
+//! opened on the overlays. `gather` gives events their meaning as they come, `fold` turns what was
+//! gathered into a [`Profile`] afterwards. Leaves running containers and deciding what stays to others.
 
+mod calls;
+mod event;
+mod fold;
+mod gather;
+mod mounts;
+mod probe;
+mod reader;
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use crate::model::{Loss, Phase, Profile, RunRecord, Tree};
+use crate::sys::bpf::{Bpf, BpfError};
+use crate::sys::fanotify::Group;
+use gather::{CallUse, FileUse, Gathered, MAIN, PathUse, UNRECORDED, phase_number};
+use mounts::MountTable;
+use reader::Reader;
+
+pub use probe::probe;
+
+/// Bytes of the ring between kernel and reader.
+const RING_BYTES: u32 = 16 << 20;
 
 /// Why recording failed to start or to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("not written yet")]
-    Stub,
+    #[error("the BPF recorder cannot run: {why}; {way_out}")]
+    Host { why: String, way_out: &'static str, source: Option<BpfError> },
+    #[error("fanotify cannot be used: {way_out}")]
+    Fanotify { way_out: &'static str, source: std::io::Error },
+    #[error("{} is no cgroup v2 directory: mount one (mount -t cgroup2 none /sys/fs/cgroup)", path.display())]
+    NoCgroup { path: PathBuf, source: Option<std::io::Error> },
+    #[error("cannot watch the file system at {}", path.display())]
+    Watch { path: PathBuf, source: std::io::Error },
+    #[error("cannot talk to the BPF recorder")]
+    Bpf(#[from] BpfError),
+    #[error("cannot {what}")]
+    Io { what: &'static str, source: std::io::Error },
 }
 
 /// What is to be recorded.
@@ -32,44 +71,307 @@ pub enum Role {
 }
 
 /// A recorder at work.
-pub struct Recorder;
+pub struct Recorder {
+    shared: Arc<Shared>,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the recorder and its thread share.
+pub(crate) struct Shared {
+    reader: Mutex<Reader>,
+    bpf: Mutex<Bpf>,
+    overlays: Mutex<Vec<u32>>,
+    pid_ns: u32,
+    entered: Mutex<bool>,
+    entry: Condvar,
+}
 
 /// Everything a recorder saw. Folding it needs no kernel.
 pub struct Recording {
     pub losses: Vec<Loss>,
+    files: Vec<FileUse>,
+    paths: Vec<PathUse>,
+    calls: Vec<CallUse>,
+    mounts: HashMap<u32, MountTable>,
+    /// Device numbers of the overlays watched.
+    overlays: Vec<u32>,
 }
 
 impl Recorder {
     /// Attaches everything; nothing may run in the cgroup yet.
-    pub fn start(_spec: RecorderSpec) -> Result<Self, RecordError> {
-        Err(RecordError::Stub)
+    ///
+    /// # Errors
+    /// If the host lacks BPF, BTF, fanotify or cgroup v2, or slim the privilege for them.
+    pub fn start(spec: RecorderSpec) -> Result<Self, RecordError> {
+        Self::start_with(spec, Group::new().map_err(fanotify_error)?)
+    }
+
+    /// As [`Self::start`], with the kernel's default bound on the fanotify queue: for tests of what
+    /// an overflow does.
+    #[doc(hidden)]
+    pub fn start_bounded(spec: RecorderSpec) -> Result<Self, RecordError> {
+        Self::start_with(spec, Group::new_bounded().map_err(fanotify_error)?)
+    }
+
+    fn start_with(spec: RecorderSpec, group: Group) -> Result<Self, RecordError> {
+        let no_cgroup = |source| RecordError::NoCgroup { path: spec.cgroup.clone(), source };
+        let cgroup = std::fs::File::open(&spec.cgroup).map_err(|e| no_cgroup(Some(e)))?;
+        if !spec.cgroup.join("cgroup.procs").exists() {
+            return Err(no_cgroup(None));
+        }
+        let mut bpf = Bpf::load(RING_BYTES).map_err(host_error)?;
+        let ring = bpf.ring()?;
+        bpf.set_cgroup(cgroup.as_fd()).map_err(|error| {
+            tracing::debug!(%error, "the cgroup was refused");
+            no_cgroup(None)
+        })?;
+        for (index, call) in calls::descriptors() {
+            bpf.set_call(index, call)?;
+        }
+        let pid_ns = pid_namespace()?;
+        bpf.set_config(phase_number(Phase::Start).into(), pid_ns)?;
+        let mut gathered = Gathered::default();
+        for pid in family(std::process::id()) {
+            bpf.set_host(pid)?;
+            gathered.add_host(pid);
+        }
+        bpf.attach().map_err(host_error)?;
+        let reader = Reader {
+            group,
+            ring,
+            gathered,
+            roots: Vec::new(),
+            phase: Phase::Start,
+            overflows: 0,
+            read_errors: 0,
+        };
+        Self::spawn(reader, bpf, pid_ns)
+    }
+
+    fn spawn(reader: Reader, bpf: Bpf, pid_ns: u32) -> Result<Self, RecordError> {
+        let io = |what| move |source| RecordError::Io { what, source };
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let stop = EventFd::from_flags(flags).map_err(|e| io("make an eventfd")(e.into()))?;
+        let stop = Arc::new(stop);
+        let shared = Arc::new(Shared {
+            reader: Mutex::new(reader),
+            bpf: Mutex::new(bpf),
+            overlays: Mutex::default(),
+            pid_ns,
+            entered: Mutex::new(false),
+            entry: Condvar::new(),
+        });
+        let (theirs, their_stop) = (Arc::clone(&shared), Arc::clone(&stop));
+        let thread = std::thread::Builder::new()
+            .name("recorder".to_owned())
+            .spawn(move || reader::run(&theirs, &their_stop))
+            .map_err(io("start the recorder's thread"))?;
+        Ok(Self { shared, stop, thread: Some(thread) })
+    }
+
+    /// Keeps the reader from reading until dropped: for tests of what a slow reader loses.
+    #[doc(hidden)]
+    pub fn hold(&self) -> impl Drop + '_ {
+        Hold(self.shared.reader())
     }
 
     /// Marks the overlay mounted at `root` (as this process sees it). Before anything runs in it.
-    pub fn watch(&self, _root: &Path) -> Result<(), RecordError> {
-        Err(RecordError::Stub)
+    ///
+    /// # Errors
+    /// If the path cannot be read or its file system not be marked.
+    pub fn watch(&self, root: &Path) -> Result<(), RecordError> {
+        let fail = |source| RecordError::Watch { path: root.to_owned(), source };
+        let device = std::fs::metadata(root).map_err(fail)?.dev();
+        let device = kernel_device(device);
+        let mut reader = self.shared.reader();
+        reader.group.mark_filesystem(root).map_err(fail)?;
+        reader.roots.push(root.to_owned());
+        self.shared.bpf().set_overlay(device)?;
+        lock(&self.shared.overlays).push(device);
+        Ok(())
     }
 
     /// Says what the processes of a leaf cgroup (its inode number is its id) do.
-    pub fn set_role(&self, _cgroup_leaf: &Path, _role: Role) -> Result<(), RecordError> {
-        Err(RecordError::Stub)
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn set_role(&self, cgroup_leaf: &Path, role: Role) -> Result<(), RecordError> {
+        let path = || cgroup_leaf.to_owned();
+        let leaf = std::fs::metadata(cgroup_leaf)
+            .map_err(|e| RecordError::NoCgroup { path: path(), source: Some(e) })?;
+        let role = match role {
+            Role::Main => MAIN,
+            Role::Unrecorded => UNRECORDED,
+            Role::Fixed(phase) => phase_number(phase),
+        };
+        Ok(self.shared.bpf().set_role(leaf.ino(), role.into())?)
     }
 
     /// From now on the main container's processes are in this phase.
-    pub fn set_phase(&self, _phase: Phase) {}
+    pub fn set_phase(&self, phase: Phase) {
+        // what is still queued belongs to the phase before
+        self.shared.drain();
+        self.shared.reader().phase = phase;
+        let number = phase_number(phase).into();
+        if let Err(error) = self.shared.bpf().set_config(number, self.shared.pid_ns) {
+            tracing::warn!(%error, "the recorder did not learn of the new phase");
+        }
+    }
 
     /// Waits until the main container's entrypoint was executed; false after `timeout`.
-    pub fn wait_entry(&self, _timeout: Duration) -> bool {
-        false
+    pub fn wait_entry(&self, timeout: Duration) -> bool {
+        self.shared.drain();
+        let entered = lock(&self.shared.entered);
+        let waited = self.shared.entry.wait_timeout_while(entered, timeout, |entered| !*entered);
+        waited.is_ok_and(|(entered, _)| *entered)
     }
 
     /// Reads what is left, detaches, returns everything.
-    pub fn finish(self) -> Result<Recording, RecordError> {
-        Err(RecordError::Stub)
+    ///
+    /// # Errors
+    /// If the kernel's count of losses cannot be read.
+    pub fn finish(mut self) -> Result<Recording, RecordError> {
+        let died = !self.join();
+        let kernel = self.shared.bpf().losses()?;
+        let overlays = lock(&self.shared.overlays).clone();
+        let mut reader = self.shared.reader();
+        let gathered = std::mem::take(&mut reader.gathered);
+        let losses = losses(&reader, &gathered, kernel, died);
+        let Gathered { files, paths, calls, mounts, .. } = gathered;
+        Ok(Recording { losses, files, paths, calls, mounts, overlays })
+    }
+
+    /// True if the thread ended in order.
+    fn join(&mut self) -> bool {
+        let _ = self.stop.write(1);
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
+    }
+}
+
+struct Hold<'a>(#[expect(dead_code, reason = "held for its lock")] MutexGuard<'a, Reader>);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {}
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Shared {
+    pub(crate) fn reader(&self) -> MutexGuard<'_, Reader> {
+        lock(&self.reader)
+    }
+
+    fn bpf(&self) -> MutexGuard<'_, Bpf> {
+        lock(&self.bpf)
+    }
+
+    pub(crate) fn drain(&self) {
+        let mut reader = self.reader();
+        reader.drain();
+        if reader.gathered.entered {
+            *lock(&self.entered) = true;
+            self.entry.notify_all();
+        }
     }
 }
 
 impl Recording {
     /// Adds this run to `profile`, resolving paths against the image's `tree`.
-    pub fn fold(&self, _profile: &mut Profile, _tree: &Tree, _run: &RunRecord) {}
+    ///
+    /// What the runtime did before the entrypoint's exec has the phase `runtime`, and only where
+    /// nobody else used the same thing in the same way.
+    pub fn fold(&self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
+        fold::fold(self, profile, tree, run.id());
+    }
+}
+
+/// A thread that died while it held the lock is a loss of its own; what it left is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn losses(reader: &Reader, gathered: &Gathered, kernel: [u64; 4], died: bool) -> Vec<Loss> {
+    let unknown = gathered.calls.iter().filter(|c| {
+        let arch = fold::arch_of(c.arch);
+        c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
+    });
+    let [ring_full, map_full, string_fault, string_cut] = kernel;
+    let counted = [
+        ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
+        ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
+        ("ring_full", ring_full, "events found the ring full"),
+        ("map_full", map_full, "tasks found the table of tasks full"),
+        ("string_fault", string_fault, "a call's path could not be read"),
+        ("string_cut", string_cut, "a path was too deep to be read whole"),
+        ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
+        ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
+        ("unknown_syscall", unknown.count() as u64, "a system call that slim has no name for"),
+        ("recorder_died", died.into(), "the recorder's thread panicked"),
+    ];
+    let lost = counted.into_iter().filter(|(_, number, _)| *number > 0);
+    lost.map(|(kind, number, detail)| Loss {
+        kind: kind.to_owned(),
+        number,
+        detail: Some(detail.to_owned()),
+    })
+    .collect()
+}
+
+fn host_error(error: BpfError) -> RecordError {
+    let (why, way_out) = match &error {
+        BpfError::NoBtf(_) => (
+            "the kernel has no type information (/sys/kernel/btf/vmlinux)".to_owned(),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF (Debian 11, Ubuntu 20.10, RHEL 8 and later have it)",
+        ),
+        other => (
+            format!("{other}"),
+            "run slim as root, with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, on Linux 5.17 or later",
+        ),
+    };
+    RecordError::Host { why, way_out, source: Some(error) }
+}
+
+fn fanotify_error(source: std::io::Error) -> RecordError {
+    let way_out = match source.raw_os_error() {
+        Some(1) => "run slim as root, with CAP_SYS_ADMIN",
+        Some(38) => "use a kernel built with CONFIG_FANOTIFY",
+        _ => "see fanotify_init(2) for this error",
+    };
+    RecordError::Fanotify { way_out, source }
+}
+
+/// `st_dev` as the kernel keeps it in `s_dev`.
+fn kernel_device(device: u64) -> u32 {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    u32::try_from(major << 20 | minor).unwrap_or(0)
+}
+
+fn pid_namespace() -> Result<u32, RecordError> {
+    let what = "read /proc/self/ns/pid";
+    let meta = std::fs::metadata("/proc/self/ns/pid")
+        .map_err(|source| RecordError::Io { what, source })?;
+    Ok(u32::try_from(meta.ino()).unwrap_or(0))
+}
+
+/// `root` and the processes below it, by /proc.
+fn family(root: u32) -> Vec<u32> {
+    let mut parents = HashMap::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let parent = status.lines().find_map(|l| l.strip_prefix("PPid:")?.trim().parse().ok());
+        parents.insert(pid, parent.unwrap_or(0u32));
+    }
+    let below = |pid: &u32| {
+        let up = |pid: &u32| parents.get(pid).copied();
+        std::iter::successors(Some(*pid), up).take(64).any(|p| p == root)
+    };
+    parents.keys().filter(|pid| below(pid)).copied().collect()
 }

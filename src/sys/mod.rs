@@ -5,7 +5,9 @@
 
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod child;
+pub mod fanotify;
 pub mod mount;
 pub mod netns;
 pub mod packet;

@@ -1,0 +1,123 @@
+//! Which paths of a container lie on other mounts than its overlay: `/proc/PID/mountinfo`
+//! (proc_pid_mountinfo(5)), read while a process of the mount namespace lives.
+
+use crate::model::RootPath;
+
+/// A mount below the container's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub id: u64,
+    pub point: RootPath,
+    /// The kernel's device number.
+    pub device: u32,
+    /// What of its file system is mounted here.
+    pub root: RootPath,
+}
+
+/// The mounts of one container, in the order they were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountTable(pub Vec<Mount>);
+
+/// Where a path lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On the overlay, under this path of its own.
+    Overlay(RootPath),
+    /// On another mount.
+    Elsewhere,
+}
+
+impl MountTable {
+    /// Reads the text of a mountinfo file; lines that make no sense are left out.
+    pub fn parse(text: &[u8]) -> Self {
+        Self(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
+    }
+
+    /// What containers have when nobody could ask: Docker's default mounts.
+    pub fn usual() -> Self {
+        let points = ["/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+        let mount = |point: &&str| {
+            let point = RootPath::parse(point.as_bytes())?;
+            Some(Mount { id: 0, point, device: 0, root: RootPath::root() })
+        };
+        Self(points.iter().filter_map(mount).collect())
+    }
+
+    /// Where the real path `path` lies, for an overlay with the device number `overlay`.
+    pub fn place(&self, path: &RootPath, overlay: &[u32]) -> Place {
+        let covers = |m: &&Mount| !m.point.is_root() && path.is_within(&m.point);
+        // the longest point wins, of equal ones the later mount
+        let found = self.0.iter().filter(covers).max_by_key(|m| m.point.as_bytes().len());
+        match found {
+            None => Place::Overlay(path.clone()),
+            Some(mount) if overlay.contains(&mount.device) => Place::Overlay(mount.inside(path)),
+            Some(_) => Place::Elsewhere,
+        }
+    }
+
+    /// The overlay's own path of what is seen as `path` through the mount `id`.
+    pub fn through(&self, id: u64, path: &RootPath) -> Option<RootPath> {
+        let mount = self.0.iter().find(|m| m.id == id)?;
+        path.is_within(&mount.point).then(|| mount.inside(path))
+    }
+}
+
+impl Mount {
+    fn inside(&self, path: &RootPath) -> RootPath {
+        let below = path.components().skip(self.point.components().count());
+        below.fold(self.root.clone(), |at, name| at.join(name))
+    }
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|b| *b == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
+    let (major, minor) = device.split_once(':')?;
+    let device = major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?;
+    let root = RootPath::parse(&octal(fields.next()?))?;
+    let point = RootPath::parse(&octal(fields.next()?))?;
+    Some(Mount { id, point, device, root })
+}
+
+/// Undoes `\040` and the like.
+fn octal(raw: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    while at < raw.len() {
+        let digits = raw.get(at + 1..at + 4).and_then(|d| std::str::from_utf8(d).ok());
+        let byte = digits.and_then(|d| u8::from_str_radix(d, 8).ok());
+        match (raw[at], byte) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                at += 4;
+            }
+            (plain, _) => {
+                out.push(plain);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_placed_by_its_longest_mount() {
+        let table = MountTable::parse(
+            b"10 1 0:50 / / rw - overlay overlay rw\n\
+              11 10 0:22 / /proc rw - proc proc rw\n\
+              12 10 0:50 /srv/a\\040b /data rw - overlay overlay rw\n",
+        );
+        let path = |s: &str| RootPath::parse(s.as_bytes()).unwrap();
+        let place = |s: &str| table.place(&path(s), &[50]);
+        assert_eq!(place("/proc/1/maps"), Place::Elsewhere);
+        assert_eq!(place("/process"), Place::Overlay(path("/process")));
+        assert_eq!(place("/data/x"), Place::Overlay(path("/srv/a b/x")));
+        assert_eq!(table.through(12, &path("/data/x")), Some(path("/srv/a b/x")));
+        assert_eq!(table.through(10, &path("/bin/sh")), Some(path("/bin/sh")));
+    }
+}

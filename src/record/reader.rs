@@ -1,0 +1,213 @@
+//! The recorder's thread: waits for fanotify and the ring, puts the two in order, and stops after a
+//! last drain.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use super::event::parse_event;
+use super::fold::arch_of;
+use super::gather::{Gathered, Owner};
+use super::mounts::MountTable;
+use super::Shared;
+use crate::model::{FirstUse, Phase, RootPath};
+use crate::sys::bpf::Ring;
+use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};
+
+/// What the thread works on; locked by whoever drains.
+pub struct Reader {
+    pub group: Group,
+    pub ring: Ring,
+    pub gathered: Gathered,
+    /// Mount points of watched overlays, as slim sees them.
+    pub roots: Vec<PathBuf>,
+    pub phase: Phase,
+    pub overflows: u64,
+    pub read_errors: u64,
+}
+
+/// Runs until `stop` is written to.
+pub fn run(shared: &Shared, stop: &EventFd) {
+    let (group, ring) = {
+        let reader = shared.reader();
+        (reader.group.as_fd().try_clone_to_owned(), reader.ring.as_fd().try_clone_to_owned())
+    };
+    let (Ok(group), Ok(ring)) = (group, ring) else { return shared.reader().read_errors += 1 };
+    loop {
+        let mut fds = [
+            PollFd::new(group.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ring.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        ];
+        // the timeout is a safety net: a record that was being written when the ring was read last
+        let _ = poll(&mut fds, PollTimeout::from(200u16));
+        let stopping = fds[2].any().unwrap_or(false);
+        shared.drain();
+        if stopping {
+            return;
+        }
+    }
+}
+
+impl Reader {
+    /// Reads both queues to their end. Events are taken from fanotify first: whatever the BPF side
+    /// said about the opener was then in the ring before.
+    pub fn drain(&mut self) {
+        let mut errors = 0;
+        loop {
+            let events = match self.group.read() {
+                Ok(events) => events,
+                Err(error) => {
+                    tracing::debug!(%error, "an fanotify event could not be read");
+                    self.read_errors += 1;
+                    errors += 1;
+                    if errors < 1000 {
+                        continue; // that event is gone; the next one may be readable
+                    }
+                    break;
+                }
+            };
+            self.drain_ring();
+            if events.is_empty() {
+                break;
+            }
+            for event in &events {
+                self.opened(event);
+            }
+        }
+        self.gathered.queue_was_empty();
+    }
+
+    fn drain_ring(&mut self) {
+        let gathered = &mut self.gathered;
+        self.ring.drain(|raw| match parse_event(raw) {
+            Some(event) => gathered.apply(event, is_mount),
+            None => tracing::warn!("an event of the BPF recorder makes no sense"),
+        });
+        for (namespace, pid) in std::mem::take(&mut gathered.look_at) {
+            if let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) {
+                gathered.mounts.insert(namespace, MountTable::parse(&text));
+            }
+        }
+    }
+
+    fn opened(&mut self, event: &FanotifyEvent) {
+        let what = seen(event);
+        if what.overflow {
+            self.overflows += 1;
+            return;
+        }
+        let Some(fd) = event.fd() else { return };
+        match self.owner(what) {
+            Owner::NotCounted => {}
+            Owner::Counted { by, silence } => {
+                self.note(fd, what, by);
+                if silence && may_silence(fd, what) {
+                    if let Err(error) = self.group.ignore(fd, what) {
+                        tracing::debug!(%error, "an opened file could not be silenced");
+                    }
+                }
+            }
+            Owner::Unknown if is_outside(what.pid) => {}
+            Owner::Unknown => {
+                self.gathered.unattributed += 1;
+                tracing::debug!(pid = what.pid, "an open by a process that nothing names");
+                let phase = self.phase.name().to_owned();
+                let by = FirstUse { exe: String::new(), argv0: String::new(), uid: 0, phase };
+                self.note(fd, what, by);
+            }
+        }
+    }
+
+    /// A record that another processor is still writing hides those after it for a moment.
+    fn owner(&mut self, what: Seen) -> Owner {
+        for _ in 0..5 {
+            match self.gathered.owner(what.pid, what.exec, self.phase) {
+                Owner::Unknown if !is_outside(what.pid) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    self.drain_ring();
+                }
+                known => return known,
+            }
+        }
+        self.gathered.owner(what.pid, what.exec, self.phase)
+    }
+
+    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: FirstUse) {
+        if let Some(path) = self.path_of(fd) {
+            self.gathered.opened(path, what.exec, what.dir, by);
+        }
+    }
+
+    /// The overlay's own path of an opened file. Its name in /proc is as seen through the mount it
+    /// was opened by, which may be another one than slim's.
+    fn path_of(&self, fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+        let name = link.into_os_string().into_vec();
+        let name = name.strip_suffix(b" (deleted)").unwrap_or(&name).to_vec();
+        let identity = nix::sys::stat::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
+        let mut stripped = None;
+        for root in &self.roots {
+            let below = strip(&name, root).or_else(|| strip(&name, &without_proc(root)?));
+            let inside = below.clone().unwrap_or_else(|| name.clone());
+            let real = root.join(Path::new(std::ffi::OsStr::from_bytes(&inside[1..])));
+            let found = std::fs::symlink_metadata(real).ok().map(|m| (m.dev(), m.ino()));
+            if found.is_some() && found == identity {
+                return Some(inside);
+            }
+            stripped = stripped.or(below);
+        }
+        let through = || {
+            let path = RootPath::parse(&name)?;
+            let id = mount_id(fd)?;
+            let own = self.gathered.mounts.values().find_map(|t| t.through(id, &path))?;
+            Some(own.as_bytes().to_vec())
+        };
+        stripped.or_else(through).or(Some(name))
+    }
+}
+
+/// Whether a call changes what is mounted where.
+fn is_mount(arch: u8, number: u32) -> bool {
+    let name = arch_of(arch).and_then(|arch| arch.call_name(number));
+    matches!(name, Some("mount" | "move_mount" | "umount2" | "pivot_root"))
+}
+
+/// Files with several names stay audible: with the overlay's `index=on` the second name would be
+/// lost with the first.
+fn may_silence(fd: BorrowedFd<'_>, what: Seen) -> bool {
+    what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| s.st_nlink == 1)
+}
+
+/// True for slim itself. Its helpers are known by name; anyone else is not proven to be outside.
+fn is_outside(pid: u32) -> bool {
+    pid == std::process::id()
+}
+
+fn strip(name: &[u8], root: &Path) -> Option<Vec<u8>> {
+    let root = root.as_os_str().as_bytes();
+    let below = name.strip_prefix(root)?;
+    match below.first() {
+        None => Some(b"/".to_vec()),
+        Some(b'/') => Some(below.to_vec()),
+        Some(_) => None,
+    }
+}
+
+/// `/proc/PID/root/x` is `/x` to that process.
+fn without_proc(root: &Path) -> Option<PathBuf> {
+    let text = root.to_str()?;
+    let (pid, below) = text.strip_prefix("/proc/")?.split_once("/root")?;
+    pid.parse::<u32>().ok()?;
+    (!below.is_empty()).then(|| PathBuf::from(below))
+}
+
+fn mount_id(fd: BorrowedFd<'_>) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+}

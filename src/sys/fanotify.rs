@@ -1,0 +1,116 @@
+//! fanotify(7) groups in descriptor mode: open events of whole file systems, and ignore marks.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+
+pub use nix::sys::fanotify::FanotifyEvent;
+
+/// A notification group without a bound on its queue or its marks.
+pub struct Group {
+    group: Fanotify,
+}
+
+/// What an event says beside its descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub open: bool,
+    pub exec: bool,
+    pub dir: bool,
+    pub overflow: bool,
+    /// In the pid namespace of the process that made the group; 0 if it has no id there.
+    pub pid: u32,
+}
+
+impl Group {
+    /// `fanotify_init(2)`: `FAN_CLASS_NOTIF`, unlimited queue and marks. Needs `CAP_SYS_ADMIN`.
+    ///
+    /// Descriptors of events are non-blocking, or opening a FIFO's would wait for its writer.
+    pub fn new() -> io::Result<Self> {
+        let flags = InitFlags::FAN_CLASS_NOTIF
+            | InitFlags::FAN_UNLIMITED_QUEUE
+            | InitFlags::FAN_UNLIMITED_MARKS
+            | InitFlags::FAN_CLOEXEC
+            | InitFlags::FAN_NONBLOCK;
+        Self::with(flags)
+    }
+
+    /// As [`Self::new`], but with the kernel's default bound on the queue (16,384 events).
+    pub fn new_bounded() -> io::Result<Self> {
+        Self::with(InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK)
+    }
+
+    fn with(flags: InitFlags) -> io::Result<Self> {
+        let files = EventFFlags::O_RDONLY
+            | EventFFlags::O_LARGEFILE
+            | EventFFlags::O_CLOEXEC
+            | EventFFlags::O_NONBLOCK
+            | EventFFlags::O_NOATIME;
+        Ok(Self { group: Fanotify::init(flags, files)? })
+    }
+
+    /// Marks the whole file system that holds `path` for opens, execs and opened directories.
+    ///
+    /// `FAN_MARK_FILESYSTEM`: Linux 4.20; `FAN_OPEN_EXEC`: 5.0. The mark covers every mount of the
+    /// file system, also in other mount namespaces.
+    pub fn mark_filesystem(&self, path: &Path) -> io::Result<()> {
+        let mask = MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC | MaskFlags::FAN_ONDIR;
+        let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
+        Ok(self.group.mark(flags, mask, nix::fcntl::AT_FDCWD, Some(path))?)
+    }
+
+    /// Silences what `seen` says for the file behind `fd`, for good or until the inode is evicted.
+    ///
+    /// `FAN_MARK_IGNORE_SURV | FAN_MARK_EVICTABLE`: Linux 6.0; before that the legacy ignored mask.
+    /// Only what was seen is ignored, so that a plain open does not hide a later exec.
+    pub fn ignore(&self, fd: BorrowedFd<'_>, seen: Seen) -> io::Result<()> {
+        let mut mask = MaskFlags::empty();
+        mask.set(MaskFlags::FAN_OPEN, seen.open);
+        mask.set(MaskFlags::FAN_OPEN_EXEC, seen.exec);
+        mask.set(MaskFlags::FAN_ONDIR, seen.dir); // ENOTDIR on anything else
+        let flags = MarkFlags::FAN_MARK_ADD
+            | MarkFlags::FAN_MARK_IGNORE_SURV
+            | MarkFlags::FAN_MARK_EVICTABLE;
+        match self.group.mark(flags, mask, fd, None::<&Path>) {
+            Err(Errno::EINVAL) => {
+                let flags = MarkFlags::FAN_MARK_ADD
+                    | MarkFlags::FAN_MARK_IGNORED_MASK
+                    | MarkFlags::FAN_MARK_IGNORED_SURV_MODIFY;
+                Ok(self.group.mark(flags, mask - MaskFlags::FAN_ONDIR, fd, None::<&Path>)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The next events; none if the queue is empty.
+    pub fn read(&self) -> io::Result<Vec<FanotifyEvent>> {
+        loop {
+            match self.group.read_events() {
+                Err(Errno::EAGAIN) => return Ok(Vec::new()),
+                Err(Errno::EINTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.group.as_fd()
+    }
+}
+
+/// The parts of an event.
+pub fn seen(event: &FanotifyEvent) -> Seen {
+    let mask = event.mask();
+    Seen {
+        open: mask.contains(MaskFlags::FAN_OPEN),
+        exec: mask.contains(MaskFlags::FAN_OPEN_EXEC),
+        dir: mask.contains(MaskFlags::FAN_ONDIR),
+        overflow: mask.contains(MaskFlags::FAN_Q_OVERFLOW),
+        pid: u32::try_from(event.pid()).unwrap_or(0),
+    }
+}

@@ -1,0 +1,403 @@
+//! The recorder on a real kernel: a small overlay, a cgroup, and a static program that plays runtime,
+//! entrypoint and application. Needs root, fanotify, BPF, overlayfs and cgroup v2.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use slim::model::profile::{Extra, ImageIdentity, kind};
+use slim::model::{
+    ChainId, Digest, Loss, Node, NodeKind, Phase, Profile, RootPath, RunRecord, Tree,
+};
+use slim::record::{Recorder, RecorderSpec, Recording, Role};
+
+/// The tests share the machine's fanotify and their counts of losses: one at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// An overlay with a lower layer, a cgroup with two leaves, and a recorder.
+struct Scene {
+    dir: tempfile::TempDir,
+    cgroup: PathBuf,
+    tree: Tree,
+    recorder: Option<Recorder>,
+    _one: MutexGuard<'static, ()>,
+}
+
+fn tool() -> &'static Path {
+    static TOOL: OnceLock<PathBuf> = OnceLock::new();
+    TOOL.get_or_init(|| {
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("record-tool");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/record/tool.c");
+        let built = Command::new("cc")
+            .args(["-static", "-O1", "-o"])
+            .arg(&out)
+            .arg(source)
+            .status()
+            .expect("a C compiler (cc) for the test's program");
+        assert!(built.success());
+        out
+    })
+}
+
+fn cgroup2() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2"));
+    line.expect("a cgroup v2 mount").split(' ').nth(1).unwrap().into()
+}
+
+impl Scene {
+    /// `None`, with the reason, without root.
+    fn new(name: &str) -> Option<Self> {
+        Self::with(name, Recorder::start)
+    }
+
+    fn with(
+        name: &str,
+        start: impl FnOnce(RecorderSpec) -> Result<Recorder, slim::record::RecordError>,
+    ) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "would skip: not root");
+            return None;
+        }
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = tempfile::tempdir().unwrap();
+        // slim-in-a-container: the store's overlay may not lie on an overlay, so a tmpfs it is
+        let at = dir.path();
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        for sub in ["lower", "upper", "work", "root"] {
+            fs::create_dir(at.join(sub)).unwrap();
+        }
+        fill(&at.join("lower"));
+        let tree = index(&at.join("lower"));
+        let options = format!(
+            "lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work",
+            at.display()
+        );
+        let root = at.join("root");
+        mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+            .unwrap();
+        let cgroup = cgroup2().join(format!("slim-test-{name}-{}", std::process::id()));
+        for leaf in ["main", "unrecorded"] {
+            fs::create_dir_all(cgroup.join(leaf)).unwrap();
+        }
+        let recorder = start(RecorderSpec { cgroup: cgroup.clone() }).unwrap();
+        recorder.set_role(&cgroup.join("main"), Role::Main).unwrap();
+        recorder.set_role(&cgroup.join("unrecorded"), Role::Unrecorded).unwrap();
+        recorder.watch(&root).unwrap();
+        Some(Self { dir, cgroup, tree, recorder: Some(recorder), _one: one })
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    fn recorder(&self) -> &Recorder {
+        self.recorder.as_ref().unwrap()
+    }
+
+    /// Starts a runtime in a leaf: joins it, does `before` at the host's root, enters the overlay,
+    /// does `inside` there, and executes `app`.
+    fn start(&self, leaf: &str, enter: &str, inside: &str, app: &str) -> Child {
+        let leaf = self.cgroup.join(leaf);
+        let (leaf, root) = (leaf.to_str().unwrap(), self.root());
+        let line = format!(
+            "join {leaf} newns {enter} {} {inside} exec /bin/tool {app}",
+            root.display()
+        );
+        Command::new(tool()).args(line.split_whitespace()).spawn().unwrap()
+    }
+
+    fn run(&self, leaf: &str, inside: &str, app: &str) {
+        let status = self.start(leaf, "pivot", inside, app).wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    fn finish(mut self) -> Seen {
+        let recording = self.recorder.take().unwrap().finish().unwrap();
+        Seen::of(&recording, &self.tree)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.recorder.take();
+        let _ = umount2(&self.root(), MntFlags::MNT_DETACH);
+        let _ = umount2(self.dir.path(), MntFlags::MNT_DETACH);
+        for leaf in ["main", "unrecorded", ""] {
+            let _ = fs::remove_dir(self.cgroup.join(leaf));
+        }
+    }
+}
+
+/// What the image holds.
+fn fill(lower: &Path) {
+    for dir in ["bin", "etc", "usr/lib", "mnt", "tmp", "srv/data", "jail/etc"] {
+        fs::create_dir_all(lower.join(dir)).unwrap();
+    }
+    fs::copy(tool(), lower.join("bin/tool")).unwrap();
+    for file in [
+        "etc/passwd", "etc/conf", "usr/lib/a", "usr/lib/b", "usr/lib/unused", "srv/data/x",
+        "etc/old", "jail/etc/in",
+    ] {
+        fs::write(lower.join(file), file).unwrap();
+    }
+    std::os::unix::fs::symlink("usr/lib", lower.join("lib")).unwrap();
+    std::os::unix::fs::symlink("a", lower.join("usr/lib/link")).unwrap();
+    fs::hard_link(lower.join("etc/conf"), lower.join("etc/conf2")).unwrap();
+}
+
+fn index(lower: &Path) -> Tree {
+    let mut tree = Tree::default();
+    for entry in walkdir::WalkDir::new(lower).min_depth(1) {
+        let entry = entry.unwrap();
+        let meta = entry.path().symlink_metadata().unwrap();
+        let kind = if meta.is_dir() {
+            NodeKind::Dir
+        } else if meta.is_symlink() {
+            let target = fs::read_link(entry.path()).unwrap();
+            NodeKind::Symlink { target: target.to_str().unwrap().into() }
+        } else {
+            NodeKind::File { size: meta.len(), content: Digest::of(b""), facts: None }
+        };
+        let path = entry.path().strip_prefix(lower).unwrap().to_str().unwrap();
+        let node = Node {
+            kind,
+            mode: meta.mode() & 0o7777,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            xattrs: BTreeMap::new(),
+            layer: 0,
+            inode: meta.ino(),
+            implied: false,
+        };
+        tree.nodes.insert(RootPath::parse(path.as_bytes()).unwrap(), node);
+    }
+    tree
+}
+
+/// A profile of one run, with questions tests ask.
+struct Seen {
+    profile: Profile,
+    losses: Vec<Loss>,
+}
+
+impl Seen {
+    fn of(recording: &Recording, tree: &Tree) -> Self {
+        let mut profile = Profile::new(ImageIdentity {
+            config_digest: Digest::of(b""),
+            chain_id: ChainId::of(&[]),
+            platform: "linux/amd64".into(),
+            names: Default::default(),
+            manifest_digests: Default::default(),
+            extra: Extra::new(),
+        });
+        recording.fold(&mut profile, tree, &run());
+        Self { profile, losses: recording.losses.clone() }
+    }
+
+    /// `kind/phase` of every use of a file, sorted.
+    fn uses(&self, path: &str) -> Vec<String> {
+        let path = RootPath::parse(path.as_bytes()).unwrap();
+        let Some(cell) = self.profile.files.get(&path) else { return Vec::new() };
+        let uses = cell.access.iter().flat_map(|(kind, runs)| runs.values().map(move |by| (kind, by)));
+        uses.map(|(kind, by)| format!("{kind}/{}", by.phase)).collect()
+    }
+
+    #[track_caller]
+    fn has(&self, path: &str, want: &str) {
+        let uses = self.uses(path);
+        assert!(uses.iter().any(|u| u == want), "{path}: {uses:?}, not {want}");
+    }
+
+    #[track_caller]
+    fn lost_nothing(&self) {
+        assert_eq!(self.losses, []);
+    }
+
+    fn call(&self, arch: &str, name: &str) -> Vec<String> {
+        let cell = self.profile.syscalls.get(arch).and_then(|c| c.get(name)?.get(""));
+        cell.map(|access| access.keys().cloned().collect()).unwrap_or_default()
+    }
+}
+
+fn run() -> RunRecord {
+    RunRecord {
+        slim: String::new(),
+        purpose: "trace".into(),
+        script: None,
+        arguments: Vec::new(),
+        kernel: String::new(),
+        runtime: String::new(),
+        seccomp: String::new(),
+        recorder: "bpf".into(),
+        started: String::new(),
+        phases: Vec::new(),
+        losses: Vec::new(),
+        complete: true,
+        extra: Extra::new(),
+    }
+}
+
+#[test]
+fn every_kind_of_use_is_recorded_with_who_did_it() {
+    let Some(scene) = Scene::new("kinds") else { return };
+    assert!(!scene.recorder().wait_entry(Duration::ZERO));
+    scene.run(
+        "main",
+        "",
+        "open /etc/passwd open /usr/lib/b stat /lib/link cd /usr opath lib/b lack /etc/none \
+         lack /nowhere/x create /tmp/new chmod /etc/conf unlink /etc/old lack /etc/old \
+         openat /srv data/x bindsock /tmp/s",
+    );
+    assert!(scene.recorder().wait_entry(Duration::ZERO));
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/bin/tool", "exec/start");
+    seen.has("/etc/passwd", "open/start");
+    seen.has("/lib", "walk/start");
+    seen.has("/usr/lib/link", "walk/start");
+    seen.has("/usr/lib/a", "stat/start");
+    seen.has("/usr/lib/b", "stat/start"); // O_PATH
+    seen.has("/usr/lib/b", "open/start");
+    seen.has("/etc/conf", "change/start");
+    seen.has("/etc/old", "remove/start");
+    seen.has("/srv/data/x", "open/start");
+    assert_eq!(seen.uses("/usr/lib/unused"), [""; 0]);
+    let paths = |map: &BTreeMap<RootPath, _>| map.keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(paths(&seen.profile.missing), ["/etc/none", "/nowhere/x"]);
+    assert_eq!(paths(&seen.profile.written), ["/etc/conf", "/etc/old", "/tmp/new", "/tmp/s"]);
+    let passwd = &seen.profile.files[&RootPath::parse(b"/etc/passwd").unwrap()];
+    let by = passwd.access[kind::OPEN].values().next().unwrap();
+    assert_eq!((by.exe.as_str(), by.argv0.as_str(), by.uid), ("/bin/tool", "/bin/tool", 0));
+    assert_eq!(seen.call("x86_64", "openat"), ["call"]);
+    let socket = &seen.profile.syscalls["x86_64"]["socket"];
+    assert!(socket.contains_key("domain=AF_UNIX"), "{socket:?}");
+}
+
+#[test]
+fn what_the_runtime_opened_first_still_counts_for_the_application() {
+    let Some(scene) = Scene::new("runtime") else { return };
+    scene.run("main", "open /etc/passwd open /usr/lib/a stat /etc/conf", "open /etc/passwd");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    assert_eq!(seen.uses("/etc/passwd"), ["open/start"]);
+    assert_eq!(seen.uses("/usr/lib/a"), ["open/runtime"]);
+    assert_eq!(seen.uses("/etc/conf"), ["stat/runtime"]);
+    let chroot = &seen.profile.syscalls["x86_64"]["pivot_root"][""];
+    assert!(chroot["call"].values().all(|by| by.phase == "runtime"));
+}
+
+#[test]
+fn an_unrecorded_exec_never_counts_and_never_hides() {
+    let Some(scene) = Scene::new("unrecorded") else { return };
+    // the main container first, so that files may be silenced from then on
+    let mut main = scene.start("main", "pivot", "", "open /etc/conf sleep 600 open /usr/lib/a");
+    assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
+    scene.run("unrecorded", "", "open /usr/lib/a open /usr/lib/b");
+    assert!(main.wait().unwrap().success());
+    let seen = scene.finish();
+    seen.lost_nothing();
+    assert_eq!(seen.uses("/usr/lib/b"), [""; 0]);
+    assert_eq!(seen.uses("/usr/lib/a"), ["open/start"]);
+}
+
+#[test]
+fn a_process_that_is_dead_when_its_open_is_read_is_still_known() {
+    let Some(scene) = Scene::new("dead") else { return };
+    // while the main process sleeps, a child opens and dies; the lock of the reader is not needed:
+    // the events of fifty such children are read after the death of most of them
+    let forks = "child 2 open /usr/lib/a ".repeat(25) + &"child 2 open /usr/lib/b ".repeat(25);
+    scene.run("main", "", &forks);
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/usr/lib/a", "open/start");
+    seen.has("/usr/lib/b", "open/start");
+}
+
+#[test]
+fn both_names_of_a_hard_link_are_seen() {
+    let Some(scene) = Scene::new("links") else { return };
+    scene.run("main", "", "open /etc/conf sleep 50 open /etc/conf2");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/etc/conf", "open/start");
+    seen.has("/etc/conf2", "open/start");
+}
+
+#[test]
+fn paths_through_a_bind_mount_and_in_a_chroot_are_the_images() {
+    let Some(scene) = Scene::new("bind") else { return };
+    scene.run("main", "bind /srv/data /mnt", "open /mnt/x chroot /jail open /etc/in stat /etc/in");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/srv/data/x", "open/start");
+    seen.has("/jail/etc/in", "open/start");
+    seen.has("/jail/etc/in", "stat/start");
+    assert_eq!(seen.uses("/mnt/x"), [""; 0]);
+}
+
+#[test]
+fn a_container_that_was_chrooted_is_seen_as_well() {
+    let Some(scene) = Scene::new("chroot") else { return };
+    let mut child = scene.start("main", "chroot", "", "open /etc/passwd cd /usr/lib stat a");
+    assert!(child.wait().unwrap().success());
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/etc/passwd", "open/start");
+    seen.has("/usr/lib/a", "stat/start");
+}
+
+#[test]
+fn refused_unknown_and_32_bit_calls_are_told_apart() {
+    let Some(scene) = Scene::new("calls") else { return };
+    scene.run("main", "", "refuse compat call 1000");
+    let seen = scene.finish();
+    assert_eq!(seen.call("x86_64", "getppid"), ["refused:EPERM"]);
+    assert_eq!(seen.call("x86", "getpid"), ["call"]);
+    let kinds: Vec<_> = seen.losses.iter().map(|l| (l.kind.as_str(), l.number)).collect();
+    assert_eq!(kinds, [("unknown_syscall", 1)]);
+}
+
+#[test]
+fn phases_follow_each_other() {
+    let Some(scene) = Scene::new("phases") else { return };
+    let mut main = scene.start("main", "pivot", "", "open /usr/lib/a sleep 500 open /usr/lib/b");
+    assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
+    std::thread::sleep(Duration::from_millis(200));
+    scene.recorder().set_phase(Phase::Coverage);
+    assert!(main.wait().unwrap().success());
+    let seen = scene.finish();
+    seen.lost_nothing();
+    assert_eq!(seen.uses("/usr/lib/a"), ["open/start"]);
+    assert_eq!(seen.uses("/usr/lib/b"), ["open/coverage"]);
+}
+
+#[test]
+fn what_slim_itself_opens_is_neither_a_use_nor_a_loss() {
+    let Some(scene) = Scene::new("host") else { return };
+    let path = scene.root().join("usr/lib/a");
+    fs::read(&path).unwrap();
+    assert!(Command::new("cat").arg(&path).output().unwrap().status.success());
+    scene.run("main", "", "open /usr/lib/b");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    assert_eq!(seen.uses("/usr/lib/a"), [""; 0]);
+}
+
+#[test]
+fn an_overflow_of_the_queue_is_a_loss() {
+    let bounded = |spec| Recorder::start_bounded(spec);
+    let Some(scene) = Scene::with("overflow", bounded) else { return };
+    let hold = scene.recorder().hold();
+    let mut main = scene.start("main", "pivot", "", "many /tmp 17000");
+    assert!(main.wait().unwrap().success());
+    drop(hold);
+    let seen = scene.finish();
+    assert!(seen.losses.iter().any(|l| l.kind == "fanotify_overflow"), "{:?}", seen.losses);
+}

@@ -1,0 +1,122 @@
+// A program that does what its words say, one after the other: runtime, entrypoint and application
+// of the recorder's tests. Built static, so that it needs no other file.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void must(int ok, const char *what)
+{
+	if (ok) return;
+	fprintf(stderr, "tool: %s: %s\n", what, strerror(errno));
+	_exit(99);
+}
+
+// Answers getppid with EPERM.
+static void refuse_getppid(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = { 4, code };
+	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
+	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0, "seccomp");
+	syscall(SYS_getppid);
+}
+
+int main(int argc, char **argv)
+{
+	struct stat st;
+	char buf[4096];
+	for (int i = 1; i < argc; i++) {
+		char *op = argv[i], *a = i + 1 < argc ? argv[i + 1] : "";
+		if (!strcmp(op, "join")) {
+			snprintf(buf, sizeof buf, "%s/cgroup.procs", a);
+			int fd = open(buf, O_WRONLY);
+			must(fd >= 0 && write(fd, "0", 1) == 1, a);
+			close(fd), i++;
+		} else if (!strcmp(op, "newns")) {
+			must(unshare(CLONE_NEWNS) == 0, op);
+			must(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0) == 0, op);
+		} else if (!strcmp(op, "chroot")) {
+			must(chroot(a) == 0 && chdir("/") == 0, a), i++;
+		} else if (!strcmp(op, "pivot")) {
+			must(mount(a, a, 0, MS_BIND, 0) == 0 && chdir(a) == 0, a), i++;
+			must(syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0, op);
+		} else if (!strcmp(op, "bind")) {
+			must(mount(a, argv[i + 2], 0, MS_BIND, 0) == 0, a), i += 2;
+		} else if (!strcmp(op, "cd")) {
+			must(chdir(a) == 0, a), i++;
+		} else if (!strcmp(op, "open")) {
+			int fd = open(a, O_RDONLY);
+			must(fd >= 0, a), close(fd), i++;
+		} else if (!strcmp(op, "openat")) { // DIR NAME
+			int dir = open(a, O_PATH | O_DIRECTORY), fd = openat(dir, argv[i + 2], O_RDONLY);
+			must(fd >= 0, a), close(fd), close(dir), i += 2;
+		} else if (!strcmp(op, "opath")) {
+			int fd = open(a, O_PATH);
+			must(fd >= 0, a), close(fd), i++;
+		} else if (!strcmp(op, "stat")) {
+			must(stat(a, &st) == 0, a), i++;
+		} else if (!strcmp(op, "lack")) {
+			must(stat(a, &st) != 0 && errno == ENOENT, a), i++;
+		} else if (!strcmp(op, "create")) {
+			int fd = open(a, O_CREAT | O_WRONLY, 0644);
+			must(fd >= 0, a), close(fd), i++;
+		} else if (!strcmp(op, "chmod")) {
+			must(chmod(a, 0700) == 0, a), i++;
+		} else if (!strcmp(op, "unlink")) {
+			must(unlink(a) == 0, a), i++;
+		} else if (!strcmp(op, "bindsock")) {
+			struct sockaddr_un un = { .sun_family = AF_UNIX };
+			strcpy(un.sun_path, a);
+			int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+			must(bind(fd, (void *)&un, sizeof un) == 0, a), close(fd), i++;
+		} else if (!strcmp(op, "many")) { // DIR N: opens DIR/0 …
+			for (int n = 0; n < atoi(argv[i + 2]); n++) {
+				snprintf(buf, sizeof buf, "%s/%d", a, n);
+				int fd = open(buf, O_CREAT | O_RDONLY, 0644);
+				must(fd >= 0, buf), close(fd);
+			}
+			i += 2;
+		} else if (!strcmp(op, "refuse")) {
+			refuse_getppid();
+		} else if (!strcmp(op, "call")) {
+			syscall(atoi(a)), i++;
+		} else if (!strcmp(op, "compat")) { // getpid by the 32-bit table: 20
+			int ret;
+			__asm__ volatile("int $0x80" : "=a"(ret) : "a"(20) : "memory", "r8", "r9", "r10", "r11");
+		} else if (!strcmp(op, "sleep")) {
+			usleep(1000 * atoi(a)), i++;
+		} else if (!strcmp(op, "fork")) { // the rest runs in a child and then here
+			if (fork()) { int s; wait(&s); must(s == 0, "child"); }
+		} else if (!strcmp(op, "child")) { // N words run in a child only
+			int n = atoi(a), s;
+			if (fork()) { wait(&s); must(s == 0, "child"); i += n + 1; }
+			else { argc = i + n + 2; i++; }
+		} else if (!strcmp(op, "exec")) {
+			execv(a, argv + i + 1);
+			must(0, a);
+		} else {
+			errno = EINVAL, must(0, op);
+		}
+	}
+	return 0;
+}
