@@ -102,13 +102,7 @@ fn read_task(number: i32) -> Result<Task, String> {
 }
 
 fn run(task: Task, report: &Reporter) -> Result<i32, String> {
-    for dir in &task.cgroups {
-        let join = || {
-            std::fs::create_dir_all(dir)?;
-            std::fs::write(dir.join("cgroup.procs"), "0")
-        };
-        join().map_err(|error: io::Error| format!("cannot join {}: {error}", dir.display()))?;
-    }
+    join_cgroups(&task.cgroups)?;
     // What slim's caller or the helper ignored or blocked is not to reach a container, nor are
     // slim's groups; Docker's containers have this umask.
     signals::reset().map_err(|error| format!("signals: {error}"))?;
@@ -122,6 +116,24 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
         TaskWork::Exec { pid, process, seccomp } => tenant::run(pid, process, seccomp, report),
         TaskWork::Program { argv, env } => Err(become_program(&argv, &env)),
     }
+}
+
+/// Joins cgroups in order. Where only version 2 is mounted, one that handed controllers down at an
+/// earlier start takes no process of its own any more (EBUSY); the one below it, next in line, does.
+fn join_cgroups(dirs: &[PathBuf]) -> Result<(), String> {
+    for (at, dir) in dirs.iter().enumerate() {
+        let join = || {
+            std::fs::create_dir_all(dir)?;
+            std::fs::write(dir.join("cgroup.procs"), "0")
+        };
+        let below = dirs.get(at + 1).is_some_and(|next| next.starts_with(dir));
+        match join() {
+            Err(error) if below && error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) => return Err(format!("cannot join {}: {error}", dir.display())),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 /// crun of Debian 12 refuses a host with both cgroup versions unless it cannot see the second.
