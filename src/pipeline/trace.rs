@@ -53,6 +53,7 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     let work = Work::open(spec, reporter)?;
     let mut profile = Profile::new(identity(&work.image));
     let mut summary = Summary::of(&work.image, &work.rootfs.tree, &profile, &spec.policy);
+    summary.warnings.clone_from(&work.store_warnings);
     let first = work.record(&mut profile, &mut summary)?;
     let mut failure = first.failure;
     let script = first.script;
@@ -250,7 +251,6 @@ impl<'a> Work<'a> {
         summary.complete = decided.complete;
         summary.losses = decided.losses;
         summary.syscalls = decided.syscalls;
-        summary.warnings.extend(self.store_warnings.iter().cloned());
         write_whole(&self.results.path("profile.json"), pretty(profile).as_bytes())?;
         self.results.log(&self.log())?;
         self.results.remove_products()?;

@@ -94,7 +94,10 @@ pub struct CallUse {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
     /// Counts; by whom, and whether it may be silenced from here on.
-    Counted { by: FirstUse, silence: bool },
+    Counted {
+        by: FirstUse,
+        silence: bool,
+    },
     /// `slim exec --unrecorded`, or slim's own helpers.
     NotCounted,
     Unknown,

@@ -10,11 +10,11 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use super::Shared;
 use super::event::parse_event;
 use super::fold::arch_of;
 use super::gather::{Gathered, Owner};
 use super::mounts::MountTable;
-use super::Shared;
 use crate::model::{FirstUse, Phase, RootPath};
 use crate::sys::bpf::Ring;
 use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};

@@ -228,6 +228,12 @@ impl Store {
         if found.f_type != OVERLAYFS_MAGIC {
             return Ok(());
         }
+        // In a namespace of its own the tmpfs dies with slim.
+        crate::sys::mount::leave_host_namespace().map_err(|error| RootfsError::Host {
+            what: format!("the store {} lies on overlayfs", self.path.display()),
+            why: format!("no overlay can be written there, and {error} failed ({})", error.source),
+            way_out: "choose a folder on another file system with --store".into(),
+        })?;
         // Neither nosuid nor nodev: the container needs both.
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("slim", &self.path, "tmpfs", flags, Some(c"mode=0700")).map_err(

@@ -20,8 +20,14 @@ pub(super) struct Hierarchies {
 }
 
 impl Hierarchies {
+    /// Reads where they are. Where version 2 is nowhere (a container on a hybrid host), it is
+    /// mounted out of sight, in a mount namespace of slim's own.
     pub fn read() -> io::Result<Self> {
-        Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?))
+        let found = Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?);
+        if found.unified.is_some() || mount_unified().is_err() {
+            return Ok(found);
+        }
+        Ok(Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?))
     }
 
     /// Reads mountinfo (proc_pid_mountinfo(5)): the mount point is field 5, the type the first
@@ -109,6 +115,13 @@ pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+fn mount_unified() -> io::Result<()> {
+    let target = Path::new("/run/slim/cgroup");
+    fs::create_dir_all(target)?;
+    crate::sys::mount::leave_host_namespace().map_err(|error| error.source)?;
+    crate::sys::mount::cgroup2(target).map_err(|error| error.source)
 }
 
 /// Makes the run's cgroup of version 2.

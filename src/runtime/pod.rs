@@ -323,7 +323,7 @@ impl Pod {
             env,
             timeout,
             cgroup: cgroup.as_deref(),
-            mount_ns: None,
+            mount_ns: crate::sys::mount::host_namespace(),
             netns: if private { inner.net.fd() } else { None },
             program: super::program_override(),
         };

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -34,6 +35,44 @@ fn failed<T>(result: std::result::Result<T, Errno>, call: impl FnOnce() -> Strin
 pub fn make_all_private() -> Result<()> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     failed(rustix::mount::mount_change("/", flags), || "mount(\"/\", MS_REC|MS_PRIVATE)".into())
+}
+
+/// The mount namespace that this process was started in, once it has left it.
+static HOST: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Moves the calling thread (and what it starts from now on) into a mount namespace of its own, whose
+/// mounts are gone with the process; once, later calls do nothing.
+///
+/// `unshare(2)` with `CLONE_NEWNS`: the other threads stay where they are, so this belongs on the main
+/// thread before it starts others that matter. Mounts made on the host still arrive here.
+pub fn leave_host_namespace() -> Result<()> {
+    if HOST.get().is_some() {
+        return Ok(());
+    }
+    let path = "/proc/thread-self/ns/mnt";
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let host = failed(rustix::fs::open(path, flags, Mode::empty()), || format!("open({path:?})"))?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|errno| MountError {
+        call: "unshare(CLONE_NEWNS)".into(),
+        source: errno.into(),
+    })?;
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    failed(rustix::mount::mount_change("/", slave), || "mount(\"/\", MS_REC|MS_SLAVE)".into())?;
+    let _ = HOST.set(host);
+    Ok(())
+}
+
+/// The mount namespace that this process left; `None` if it is still there.
+pub fn host_namespace() -> Option<BorrowedFd<'static>> {
+    HOST.get().map(AsFd::as_fd)
+}
+
+/// Mounts the cgroup v2 hierarchy at `target`.
+pub fn cgroup2(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("none", target, "cgroup2", flags, None), || {
+        format!("mount(\"none\", {target:?}, \"cgroup2\")")
+    })
 }
 
 /// Mounts a fresh procfs, of the caller's pid namespace, at `target`.

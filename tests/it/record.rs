@@ -74,10 +74,8 @@ impl Scene {
         }
         fill(&at.join("lower"));
         let tree = index(&at.join("lower"));
-        let options = format!(
-            "lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work",
-            at.display()
-        );
+        let options =
+            format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", at.display());
         let root = at.join("root");
         mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .unwrap();
@@ -105,10 +103,8 @@ impl Scene {
     fn start(&self, leaf: &str, enter: &str, inside: &str, app: &str) -> Child {
         let leaf = self.cgroup.join(leaf);
         let (leaf, root) = (leaf.to_str().unwrap(), self.root());
-        let line = format!(
-            "join {leaf} newns {enter} {} {inside} exec /bin/tool {app}",
-            root.display()
-        );
+        let line =
+            format!("join {leaf} newns {enter} {} {inside} exec /bin/tool {app}", root.display());
         Command::new(tool()).args(line.split_whitespace()).spawn().unwrap()
     }
 
@@ -141,8 +137,14 @@ fn fill(lower: &Path) {
     }
     fs::copy(tool(), lower.join("bin/tool")).unwrap();
     for file in [
-        "etc/passwd", "etc/conf", "usr/lib/a", "usr/lib/b", "usr/lib/unused", "srv/data/x",
-        "etc/old", "jail/etc/in",
+        "etc/passwd",
+        "etc/conf",
+        "usr/lib/a",
+        "usr/lib/b",
+        "usr/lib/unused",
+        "srv/data/x",
+        "etc/old",
+        "jail/etc/in",
     ] {
         fs::write(lower.join(file), file).unwrap();
     }
@@ -205,7 +207,8 @@ impl Seen {
     fn uses(&self, path: &str) -> Vec<String> {
         let path = RootPath::parse(path.as_bytes()).unwrap();
         let Some(cell) = self.profile.files.get(&path) else { return Vec::new() };
-        let uses = cell.access.iter().flat_map(|(kind, runs)| runs.values().map(move |by| (kind, by)));
+        let uses =
+            cell.access.iter().flat_map(|(kind, runs)| runs.values().map(move |by| (kind, by)));
         uses.map(|(kind, by)| format!("{kind}/{}", by.phase)).collect()
     }
 
@@ -269,7 +272,8 @@ fn every_kind_of_use_is_recorded_with_who_did_it() {
     seen.has("/etc/old", "remove/start");
     seen.has("/srv/data/x", "open/start");
     assert_eq!(seen.uses("/usr/lib/unused"), [""; 0]);
-    let paths = |map: &BTreeMap<RootPath, _>| map.keys().map(ToString::to_string).collect::<Vec<_>>();
+    let paths =
+        |map: &BTreeMap<RootPath, _>| map.keys().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(paths(&seen.profile.missing), ["/etc/none", "/nowhere/x"]);
     assert_eq!(paths(&seen.profile.written), ["/etc/conf", "/etc/old", "/tmp/new", "/tmp/s"]);
     let passwd = &seen.profile.files[&RootPath::parse(b"/etc/passwd").unwrap()];
