@@ -270,17 +270,16 @@ static long step_up(u32 index, void *ctx)
 	return 0;
 }
 
-// Appends the names from `path` upwards, each with a NUL, leaf first; returns bytes written.
-static __noinline u32 put_path(u64 dentry, u64 mnt, u32 off, u32 *on_overlay)
+// Appends the names from a dentry upwards at `off`, each with a NUL, leaf first. Returns the bytes
+// written, and in the high half whether the dentry is on a watched overlay. Global, so that the
+// verifier looks at it once and not for each caller.
+__noinline u64 put_path(u64 dentry, u64 mnt, u32 off)
 {
 	struct walk w = { .dentry = dentry, .mnt = mnt, .off = off };
-	if (!on_overlay) return 0;
-	*on_overlay = 0;
 	if (!dentry) return 0;
 	bpf_loop(256, step_up, &w, 0);
 	if (!w.done) lose(STRING_CUT);
-	*on_overlay = w.on_overlay;
-	return w.off - off;
+	return (u64)w.on_overlay << 32 | (u32)(w.off - off);
 }
 
 static __always_inline u64 mix(u64 h, u64 v)
@@ -298,13 +297,23 @@ static __always_inline int first(u64 key)
 	return 1;
 }
 
-static __always_inline u64 hash_data(struct out *o, u64 h, u32 len)
+struct hash { u64 h; u32 words; };
+
+static long hash_word(u32 index, void *ctx)
 {
-	for (u32 i = 0; i < 512; i++) {
-		if (i * 8 >= len) break;
-		h = mix(h, *(u64 *)&o->data[i * 8]);
-	}
-	return h;
+	struct hash *hash = ctx;
+	struct out *o = out();
+	if (!o || index >= hash->words) return 1;
+	hash->h = mix(hash->h, *(u64 *)&o->data[(index & 511) * 8]);
+	return 0;
+}
+
+// `data` up to `len`, whose last word is filled up with zeros.
+__noinline u64 hash_data(u64 h, u32 len)
+{
+	struct hash hash = { .h = h, .words = (len + 7) / 8 };
+	bpf_loop(512, hash_word, &hash, 0);
+	return hash.h;
 }
 
 static __always_inline u64 dentry_id(struct dentry *d)
@@ -320,7 +329,8 @@ static __always_inline void report_path(struct out *o, struct thread *t, u32 len
 {
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 	struct dentry *root = BPF_CORE_READ(fs, root.dentry);
-	u32 off = len, on = 0, n;
+	u32 off = len;
+	u64 got;
 
 	if (!fs) return;
 	key = mix(key, dentry_id(root));
@@ -329,17 +339,17 @@ static __always_inline void report_path(struct out *o, struct thread *t, u32 len
 	o->head.mnt_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
 	o->head.lens[0] = len;
 	if (base && base->dentry) {
-		n = put_path((u64)base->dentry, (u64)base->mnt, off, &on);
-		if (on) o->head.flags |= BASE_ON_OVERLAY;
-		o->head.lens[1] = n;
-		off += n;
+		got = put_path((u64)base->dentry, (u64)base->mnt, off);
+		if (got >> 32) o->head.flags |= BASE_ON_OVERLAY;
+		o->head.lens[1] = got;
+		off += (u32)got;
 	} else if (base) {
 		o->head.flags |= BASE_UNKNOWN;
 	}
-	n = put_path((u64)root, (u64)BPF_CORE_READ(fs, root.mnt), off, &on);
-	if (on) o->head.flags |= ROOT_ON_OVERLAY;
-	o->head.lens[2] = n;
-	off += n;
+	got = put_path((u64)root, (u64)BPF_CORE_READ(fs, root.mnt), off);
+	if (got >> 32) o->head.flags |= ROOT_ON_OVERLAY;
+	o->head.lens[2] = got;
+	off += (u32)got;
 	if (!send(o, off)) bpf_map_delete_elem(&seen, &key);
 }
 
@@ -425,7 +435,7 @@ static __noinline int path_used(struct use *u, struct pt_regs *regs, struct thre
 	o->head.value = flags;
 	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)o->head.phase << 24 | (u64)t->role << 32,
 		  u->ret < 0 ? u->ret : 0);
-	key = hash_data(o, mix(key, flags), n);
+	key = hash_data(mix(key, flags), n);
 	if (o->data[0] == '/') {
 		report_path(o, t, n, 0, task, key);
 		return 0;
@@ -642,7 +652,8 @@ int slim_exec(u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct linux_binprm *bprm = (void *)ctx[2];
-	u32 old = (u32)ctx[1], tid = (u32)bpf_get_current_pid_tgid(), on = 0, off, n;
+	u32 old = (u32)ctx[1], tid = (u32)bpf_get_current_pid_tgid(), off;
+	u64 got;
 	struct fs_struct *fs;
 	struct mm_struct *mm;
 	struct file *exe;
@@ -670,20 +681,20 @@ int slim_exec(u64 *ctx)
 
 	len = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(bprm, filename));
 	off = o->head.lens[0] = len > 0 ? len & 0x1fff : 0;
-	n = put_path((u64)BPF_CORE_READ(fs, pwd.dentry), (u64)BPF_CORE_READ(fs, pwd.mnt), off, &on);
-	if (on) o->head.flags |= BASE_ON_OVERLAY;
-	o->head.lens[1] = n;
-	off += n;
-	n = put_path((u64)BPF_CORE_READ(fs, root.dentry), (u64)BPF_CORE_READ(fs, root.mnt), off, &on);
-	if (on) o->head.flags |= ROOT_ON_OVERLAY;
-	o->head.lens[2] = n;
-	off += n;
+	got = put_path((u64)BPF_CORE_READ(fs, pwd.dentry), (u64)BPF_CORE_READ(fs, pwd.mnt), off);
+	if (got >> 32) o->head.flags |= BASE_ON_OVERLAY;
+	o->head.lens[1] = got;
+	off += (u32)got;
+	got = put_path((u64)BPF_CORE_READ(fs, root.dentry), (u64)BPF_CORE_READ(fs, root.mnt), off);
+	if (got >> 32) o->head.flags |= ROOT_ON_OVERLAY;
+	o->head.lens[2] = got;
+	off += (u32)got;
 	mm = BPF_CORE_READ(task, mm);
 	exe = BPF_CORE_READ(mm, exe_file);
-	n = put_path((u64)BPF_CORE_READ(exe, f_path.dentry), (u64)BPF_CORE_READ(exe, f_path.mnt), off, &on);
-	if (on) o->head.flags |= EXE_ON_OVERLAY;
-	o->head.lens[3] = n;
-	off += n;
+	got = put_path((u64)BPF_CORE_READ(exe, f_path.dentry), (u64)BPF_CORE_READ(exe, f_path.mnt), off);
+	if (got >> 32) o->head.flags |= EXE_ON_OVERLAY;
+	o->head.lens[3] = got;
+	off += (u32)got;
 	if (off < DATA) {
 		len = bpf_probe_read_kernel_str(&o->data[off & (DATA - 1)], 2048, BPF_CORE_READ(bprm, interp));
 		o->head.lens[4] = len > 0 ? len : 0;
