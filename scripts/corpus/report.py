@@ -64,7 +64,7 @@ class Report:
         with open(log, "wb") as f:
             done = subprocess.run(
                 [SLIM, "trace", "--image", "oci:" + self.layout, "--tag", "slimmed/%s:latest" % self.name,
-                 *self.args, "-o", out, "--", "%s/images/%s/coverage" % (CORPUS, self.name)],
+                 *self.args, "-o", out, "--", "bash", "%s/images/%s/coverage" % (CORPUS, self.name)],
                 stdout=f, stderr=subprocess.STDOUT)
         self.row.setdefault("seconds", int(time.time() - began))
         if done.returncode:

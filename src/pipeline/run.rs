@@ -505,7 +505,9 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The digest of the script, where it is a file that can be read.
+/// The digest of the script: of the first word that names a file here (`bash` in `bash script.sh` is
+/// found by PATH and so is none).
 fn script_digest(script: &[OsString]) -> Option<Digest> {
-    std::fs::read(script.first()?).ok().map(|bytes| Digest::of(&bytes))
+    let bytes = script.iter().find_map(|word| std::fs::read(word).ok());
+    bytes.map(|bytes| Digest::of(&bytes))
 }

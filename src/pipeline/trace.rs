@@ -71,7 +71,11 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
         loop {
             let verdict = work.verify(&profile, &product, &outcomes)?;
             summary.verified = Some(verdict.verified);
-            summary.warnings.extend(verdict.warnings);
+            for warning in verdict.warnings {
+                if !summary.warnings.contains(&warning) {
+                    summary.warnings.push(warning);
+                }
+            }
             if verdict.findings.is_empty() {
                 break;
             }
