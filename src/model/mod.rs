@@ -7,8 +7,8 @@ mod digest;
 mod image;
 mod keep;
 mod path;
-mod syscall;
 pub mod profile;
+mod syscall;
 mod tree;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};

@@ -50,18 +50,17 @@ pub const O_TRUNC: u64 = 0o1000;
 pub const O_PATH: u64 = 0o10_000_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 
-const fn one(
+const fn one(name: &'static str, dir: i8, path: i8, flags: i8, follow: Follow, op: Op) -> PathCall {
+    PathCall { name, paths: [(dir, path), NONE], flags, follow, op }
+}
+
+const fn two(
     name: &'static str,
-    dir: i8,
-    path: i8,
+    paths: [(i8, i8); 2],
     flags: i8,
     follow: Follow,
     op: Op,
 ) -> PathCall {
-    PathCall { name, paths: [(dir, path), NONE], flags, follow, op }
-}
-
-const fn two(name: &'static str, paths: [(i8, i8); 2], flags: i8, follow: Follow, op: Op) -> PathCall {
     PathCall { name, paths, flags, follow, op }
 }
 
@@ -255,8 +254,12 @@ mod tests {
     #[test]
     fn every_name_is_a_call_of_some_architecture() {
         let known = |name| [Arch::X86_64, Arch::X86].iter().any(|a| a.call_number(name).is_some());
-        let odd: Vec<_> =
-            PATH_CALLS.iter().map(|c| c.name).chain(VALUES.iter().map(|v| v.0)).filter(|n| !known(n)).collect();
+        let odd: Vec<_> = PATH_CALLS
+            .iter()
+            .map(|c| c.name)
+            .chain(VALUES.iter().map(|v| v.0))
+            .filter(|n| !known(n))
+            .collect();
         assert_eq!(odd, [""; 0]);
     }
 

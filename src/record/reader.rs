@@ -10,11 +10,11 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use super::Shared;
 use super::event::parse_event;
 use super::fold::arch_of;
 use super::gather::{Gathered, Owner};
 use super::mounts::MountTable;
-use super::Shared;
 use crate::model::{FirstUse, Phase, RootPath};
 use crate::sys::bpf::Ring;
 use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};
@@ -107,10 +107,9 @@ impl Reader {
             Owner::NotCounted => {}
             Owner::Counted { by, silence } => {
                 self.note(fd, what, by);
-                if silence && may_silence(fd, what) {
-                    if let Err(error) = self.group.ignore(fd, what) {
-                        tracing::debug!(%error, "an opened file could not be silenced");
-                    }
+                let silenced = silence && may_silence(fd, what);
+                if silenced && let Err(error) = self.group.ignore(fd, what) {
+                    tracing::debug!(%error, "an opened file could not be silenced");
                 }
             }
             Owner::Unknown if is_outside(what.pid) => {}
@@ -140,6 +139,9 @@ impl Reader {
 
     fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: FirstUse) {
         if let Some(path) = self.path_of(fd) {
+            if what.exec && by.phase == Phase::Runtime.name() {
+                self.gathered.executing(what.pid, &path);
+            }
             self.gathered.opened(path, what.exec, what.dir, by);
         }
     }

@@ -46,10 +46,8 @@ impl Bpf {
     /// Needs `CAP_BPF` and `CAP_PERFMON` (Linux 5.8), or `CAP_SYS_ADMIN`, and BTF.
     pub fn load(ring_bytes: u32) -> Result<Self, BpfError> {
         let btf = Btf::from_sys_fs().map_err(BpfError::NoBtf)?;
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
-            .map_max_entries("ring", ring_bytes)
-            .load(OBJECT)?;
+        let mut ebpf =
+            EbpfLoader::new().btf(Some(&btf)).map_max_entries("ring", ring_bytes).load(OBJECT)?;
         for (name, tracepoint, optional) in PROGRAMS {
             let program = ebpf.program_mut(name).ok_or(BpfError::Absent(name))?;
             let program: &mut BtfTracePoint =
@@ -88,7 +86,8 @@ impl Bpf {
     pub fn set_cgroup(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), BpfError> {
         let name = "run";
         let map = self.ebpf.map_mut(name).ok_or(BpfError::Absent(name))?;
-        let mut array = CgroupArray::try_from(map).map_err(|source| BpfError::Map { name, source })?;
+        let mut array =
+            CgroupArray::try_from(map).map_err(|source| BpfError::Map { name, source })?;
         array.set(0, cgroup.as_raw_fd(), 0).map_err(|source| BpfError::Map { name, source })
     }
 
