@@ -148,6 +148,7 @@ impl Recorder {
             ring,
             gathered,
             roots: Vec::new(),
+            cgroup_name: spec.cgroup.file_name().unwrap_or_default().to_string_lossy().into(),
             phase: Phase::Start,
             overflows: 0,
             read_errors: 0,
