@@ -56,7 +56,7 @@ class Bundle:
 
     def __enter__(self):
         sh("ip", "netns", "add", self.id)
-        self.net("ip", "link", "set", "lo", "up")
+        sh(*self.inside("ip", "link", "set", "lo", "up"))
         self.write_spec()
         return self
 
@@ -65,8 +65,9 @@ class Bundle:
         subprocess.run(["ip", "netns", "del", self.id], stderr=subprocess.DEVNULL)
         subprocess.run(["rm", "-rf", self.dir])
 
-    def net(self, *argv, **kw):
-        return sh("ip", "netns", "exec", self.id, *argv, **kw)
+    def inside(self, *argv):
+        """`ip netns exec` would put another /sys over the cgroups that runtimes need."""
+        return ["nsenter", "--net=/var/run/netns/" + self.id, *argv]
 
     def oci(self, *argv, **kw):
         """The runtime; crun 1.8 cannot work with hybrid cgroups unless it does not see the v2 tree."""
@@ -152,6 +153,6 @@ class Bundle:
         env["SLIM_PORT"] = str(ports[0]) if ports else ""
         for port in ports:
             env["SLIM_PORT_%d" % port] = str(port)
-        done = subprocess.run(["ip", "netns", "exec", self.id, "bash", path], env=env,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+        done = subprocess.run(self.inside("bash", path), env=env, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, errors="replace")
         return done.returncode, done.stdout

@@ -40,10 +40,28 @@ struct Process {
     entered: bool,
     /// The same by the order of the fanotify queue, which still holds opens from before.
     entered_in_queue: bool,
+    /// Files whose opening for execution was read before the exec was done.
+    executing: Vec<Vec<u8>>,
     /// A helper of slim outside the cgroup.
     host: bool,
+    ended: bool,
     uid: u32,
     who: Arc<Who>,
+}
+
+impl Process {
+    fn new(role: u8, uid: u32) -> Self {
+        Self {
+            role,
+            entered: false,
+            entered_in_queue: false,
+            executing: Vec::new(),
+            host: false,
+            ended: false,
+            uid,
+            who: Arc::default(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +163,7 @@ impl Gathered {
             EventKind::Fork => self.fork(&event),
             EventKind::Host => self.add_host(event.other),
             EventKind::Exec => self.exec(event),
-            EventKind::Exit => self.going.push(event.pid),
+            EventKind::Exit => self.exit(event.pid),
             EventKind::Call | EventKind::Refused | EventKind::Value => self.call(&event),
             EventKind::Path => {
                 if event.result == 0 && is_mount(event.arch, event.number) {
@@ -158,42 +176,27 @@ impl Gathered {
 
     /// A helper of slim outside the cgroup: what it opens is not the container's.
     pub fn add_host(&mut self, pid: u32) {
-        let who = Arc::default();
-        let host = Process {
-            role: UNRECORDED,
-            entered: false,
-            entered_in_queue: false,
-            host: true,
-            uid: 0,
-            who,
-        };
+        let host = Process { host: true, ..Process::new(UNRECORDED, 0) };
         self.processes.insert(pid, host);
     }
 
     fn start(&mut self, event: &Event) {
-        let process = Process {
-            role: event.role,
-            entered: false,
-            entered_in_queue: false,
-            host: false,
-            uid: event.uid,
-            who: Arc::default(),
-        };
-        self.processes.insert(event.pid, process);
+        self.processes.insert(event.pid, Process::new(event.role, event.uid));
     }
 
     fn fork(&mut self, event: &Event) {
         let entered = event.flags & ENTERED != 0;
         let who = self.processes.get(&event.pid).map(|p| Arc::clone(&p.who)).unwrap_or_default();
-        let child = Process {
-            role: event.role,
-            entered,
-            entered_in_queue: entered,
-            host: false,
-            uid: event.uid,
-            who,
-        };
+        let base = Process::new(event.role, event.uid);
+        let child = Process { entered, entered_in_queue: entered, who, ..base };
         self.processes.insert(event.other, child);
+    }
+
+    fn exit(&mut self, pid: u32) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.ended = true;
+            self.going.push(pid);
+        }
     }
 
     fn exec(&mut self, event: Event) {
@@ -213,6 +216,7 @@ impl Gathered {
         if !entered || event.role == UNRECORDED {
             return;
         }
+        self.enter_in_queue(&event);
         if !self.mounts.contains_key(&event.mnt_ns) {
             self.look_at.push((event.mnt_ns, event.pid));
         }
@@ -229,6 +233,20 @@ impl Gathered {
             data[0] = raw;
             self.path(Event { kind: EventKind::Path, number: execve, data, ..event.clone() });
         }
+    }
+
+    /// The opening for execution that this exec began with may have been read already: then the
+    /// process entered there, and what was opened counts.
+    fn enter_in_queue(&mut self, event: &Event) {
+        let Some(process) = self.processes.get_mut(&event.pid) else { return };
+        let executing = std::mem::take(&mut process.executing);
+        if process.entered_in_queue || executing.is_empty() {
+            return;
+        }
+        process.entered_in_queue = true;
+        self.entry_in_queue |= event.role == MAIN;
+        let by = self.by(event);
+        executing.into_iter().for_each(|path| self.opened(path, true, false, by.clone()));
     }
 
     fn call(&mut self, event: &Event) {
@@ -292,6 +310,9 @@ impl Gathered {
         // Opens before the exec that entered the image are the runtime's; the exec itself counts.
         process.entered_in_queue |= exec && process.entered;
         let counts = process.entered_in_queue;
+        if !exec {
+            process.executing.clear(); // that exec failed: the runtime goes on
+        }
         self.entry_in_queue |= counts && process.role == MAIN;
         let phase = match process.role {
             _ if !counts => Phase::Runtime,
@@ -300,6 +321,13 @@ impl Gathered {
         };
         let by = first_use(&process.who, process.uid, phase);
         Owner::Counted { by, silence: counts && self.entry_in_queue }
+    }
+
+    /// Keeps in mind that `pid`, not in the image yet, began to execute `path`.
+    pub fn executing(&mut self, pid: u32, path: &[u8]) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.executing.push(path.to_vec());
+        }
     }
 
     /// Notes an open.
@@ -313,7 +341,10 @@ impl Gathered {
     /// Forgets processes whose end was known before the queue was last read to its end.
     pub fn queue_was_empty(&mut self) {
         for pid in std::mem::take(&mut self.gone) {
-            self.processes.remove(&pid);
+            // the id may be somebody else's by now
+            if self.processes.get(&pid).is_some_and(|p| p.ended) {
+                self.processes.remove(&pid);
+            }
         }
         self.gone = std::mem::take(&mut self.going);
     }

@@ -38,7 +38,7 @@ const RING_BYTES: u32 = 16 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error("the BPF recorder cannot run: {why}; {way_out}")]
-    Host { why: String, way_out: &'static str, source: Option<BpfError> },
+    Host { why: String, way_out: &'static str, source: Box<BpfError> },
     #[error("fanotify cannot be used: {way_out}")]
     Fanotify { way_out: &'static str, source: std::io::Error },
     #[error("{} is no cgroup v2 directory: mount one (mount -t cgroup2 none /sys/fs/cgroup)", path.display())]
@@ -46,9 +46,15 @@ pub enum RecordError {
     #[error("cannot watch the file system at {}", path.display())]
     Watch { path: PathBuf, source: std::io::Error },
     #[error("cannot talk to the BPF recorder")]
-    Bpf(#[from] BpfError),
+    Bpf(#[source] Box<BpfError>),
     #[error("cannot {what}")]
     Io { what: &'static str, source: std::io::Error },
+}
+
+impl From<BpfError> for RecordError {
+    fn from(error: BpfError) -> Self {
+        Self::Bpf(Box::new(error))
+    }
 }
 
 /// What is to be recorded.
@@ -142,6 +148,7 @@ impl Recorder {
             ring,
             gathered,
             roots: Vec::new(),
+            cgroup_name: spec.cgroup.file_name().unwrap_or_default().to_string_lossy().into(),
             phase: Phase::Start,
             overflows: 0,
             read_errors: 0,
@@ -288,6 +295,16 @@ impl Recording {
     pub fn fold(&self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
         fold::fold(self, profile, tree, run.id());
     }
+
+    /// What fanotify alone saw: path, and `open/start` and the like. For tests.
+    #[doc(hidden)]
+    pub fn opened(&self) -> Vec<(String, String)> {
+        let text = |file: &FileUse| {
+            let how = if file.exec { "exec" } else { "open" };
+            (crate::model::escape(&file.path), format!("{how}/{}", file.by.phase))
+        };
+        self.files.iter().map(text).collect()
+    }
 }
 
 /// A thread that died while it held the lock is a loss of its own; what it left is still good.
@@ -333,7 +350,7 @@ fn host_error(error: BpfError) -> RecordError {
             "run slim as root, with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, on Linux 5.17 or later",
         ),
     };
-    RecordError::Host { why, way_out, source: Some(error) }
+    RecordError::Host { why, way_out, source: Box::new(error) }
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {

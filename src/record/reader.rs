@@ -26,6 +26,9 @@ pub struct Reader {
     pub gathered: Gathered,
     /// Mount points of watched overlays, as slim sees them.
     pub roots: Vec<PathBuf>,
+    /// The last part of the recorded cgroup's path: the one thing about it that looks the same in
+    /// every cgroup namespace.
+    pub cgroup_name: String,
     pub phase: Phase,
     pub overflows: u64,
     pub read_errors: u64,
@@ -107,13 +110,12 @@ impl Reader {
             Owner::NotCounted => {}
             Owner::Counted { by, silence } => {
                 self.note(fd, what, by);
-                if silence && may_silence(fd, what) {
-                    if let Err(error) = self.group.ignore(fd, what) {
-                        tracing::debug!(%error, "an opened file could not be silenced");
-                    }
+                let silenced = silence && may_silence(fd, what);
+                if silenced && let Err(error) = self.group.ignore(fd, what) {
+                    tracing::debug!(%error, "an opened file could not be silenced");
                 }
             }
-            Owner::Unknown if is_outside(what.pid) => {}
+            Owner::Unknown if self.is_outside(what.pid) => {}
             Owner::Unknown => {
                 self.gathered.unattributed += 1;
                 tracing::debug!(pid = what.pid, "an open by a process that nothing names");
@@ -128,7 +130,7 @@ impl Reader {
     fn owner(&mut self, what: Seen) -> Owner {
         for _ in 0..5 {
             match self.gathered.owner(what.pid, what.exec, self.phase) {
-                Owner::Unknown if !is_outside(what.pid) => {
+                Owner::Unknown if !self.is_outside(what.pid) => {
                     std::thread::sleep(Duration::from_millis(1));
                     self.drain_ring();
                 }
@@ -138,8 +140,22 @@ impl Reader {
         self.gathered.owner(what.pid, what.exec, self.phase)
     }
 
+    /// True for slim itself and for a living process that is not in the recorded cgroup. One that is
+    /// dead, or has no id in slim's pid namespace, is not proven to be outside.
+    fn is_outside(&self, pid: u32) -> bool {
+        if pid == std::process::id() {
+            return true;
+        }
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+        path.is_some_and(|path| !path.split('/').any(|name| name == self.cgroup_name))
+    }
+
     fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: FirstUse) {
         if let Some(path) = self.path_of(fd) {
+            if what.exec && by.phase == Phase::Runtime.name() {
+                self.gathered.executing(what.pid, &path);
+            }
             self.gathered.opened(path, what.exec, what.dir, by);
         }
     }
@@ -182,11 +198,6 @@ fn is_mount(arch: u8, number: u32) -> bool {
 /// lost with the first.
 fn may_silence(fd: BorrowedFd<'_>, what: Seen) -> bool {
     what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| s.st_nlink == 1)
-}
-
-/// True for slim itself. Its helpers are known by name; anyone else is not proven to be outside.
-fn is_outside(pid: u32) -> bool {
-    pid == std::process::id()
 }
 
 fn strip(name: &[u8], root: &Path) -> Option<Vec<u8>> {

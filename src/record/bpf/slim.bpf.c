@@ -107,7 +107,6 @@ struct thread {
 	u32 role;
 	u32 entered;     // runs what the image holds: executed with an overlay as its root
 	u32 call;        // 1 + number | arch << 31 of the call it is in
-	u64 args[1];
 };
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
 // (architecture, phase, number) → bits of what was reported
@@ -725,7 +724,8 @@ int slim_gone(u64 *ctx)
 			send(o, 0);
 		}
 		bpf_map_delete_elem(&threads, &tid);
-	} else if (live == 0) {
+	}
+	if (live == 0) {
 		u32 pid = reader_pid((u64)task);
 		bpf_map_delete_elem(&hosts, &pid);
 	}
