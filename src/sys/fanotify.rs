@@ -1,9 +1,10 @@
 //! fanotify(7) groups in descriptor mode: open events of whole file systems, and ignore marks.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use fanotify::low_level::{fanotify_init, fanotify_mark};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 
@@ -49,7 +50,11 @@ impl Group {
             | EventFFlags::O_CLOEXEC
             | EventFFlags::O_NONBLOCK
             | EventFFlags::O_NOATIME;
-        Ok(Self { group: Fanotify::init(flags, files)? })
+        let raw = fanotify_init(flags.bits(), files.bits())?;
+        // SAFETY: `fanotify_init` has just made this descriptor for us, and nobody else holds it.
+        let owned = unsafe { OwnedFd::from_raw_fd(raw) };
+        // SAFETY: the descriptor is a fanotify group's, and it is given away with its ownership.
+        Ok(Self { group: unsafe { Fanotify::from_owned_fd(owned) } })
     }
 
     /// Marks the whole file system that holds `path` for opens, execs and opened directories.
@@ -59,7 +64,8 @@ impl Group {
     pub fn mark_filesystem(&self, path: &Path) -> io::Result<()> {
         let mask = MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC | MaskFlags::FAN_ONDIR;
         let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
-        Ok(self.group.mark(flags, mask, nix::fcntl::AT_FDCWD, Some(path))?)
+        let group = self.group.as_fd().as_raw_fd();
+        fanotify_mark(group, flags.bits(), mask.bits(), libc::AT_FDCWD, path)
     }
 
     /// Silences what `seen` says for the file behind `fd`, for good or until the inode is evicted.
