@@ -45,7 +45,10 @@ impl Search {
                 keeper.walk(&cwd, target, Reason::TargetOf(path.clone()));
             }
             NodeKind::File { facts: Some(facts), .. } => match facts.as_ref() {
-                Facts::Shebang { interpreter } => self.shebang(path, interpreter, keeper),
+                Facts::Shebang { interpreter } if keeper.may_run(path) => {
+                    self.shebang(path, interpreter, keeper);
+                }
+                Facts::Shebang { .. } => {}
                 Facts::Elf(elf) => {
                     if let Some(interpreter) = &elf.interpreter {
                         let reason = Reason::InterpreterOf(path.clone());

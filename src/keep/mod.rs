@@ -9,6 +9,8 @@ mod globs;
 mod needs;
 mod verify;
 
+use std::collections::BTreeSet;
+
 use crate::model::{ImageConfig, KeepSet, NodeKind, Policy, Profile, Reason, RootPath, Tree};
 
 pub use verify::{Finding, verify_dynamic, verify_static};
@@ -34,6 +36,7 @@ pub fn decide(
     let drop = globs::Globs::new("drop", &policy.drop)?;
     let keep = globs::Globs::new("keep", &policy.keep)?;
     let mut keeper = Keeper::new(tree, drop.matches(tree)?.into_keys().collect());
+    keeper.executed = needs::executed(profile);
     for (path, glob) in keep.matches(tree)? {
         keeper.add(&path, Reason::Policy(glob));
     }
@@ -61,11 +64,14 @@ struct Keeper<'a> {
     keep: KeepSet,
     /// Kept paths whose needs were not looked at yet.
     todo: Vec<RootPath>,
+    /// What runs executed: the `#!` line of a script that was only read as data says nothing.
+    executed: BTreeSet<RootPath>,
 }
 
 impl<'a> Keeper<'a> {
-    fn new(tree: &'a Tree, dropped: std::collections::BTreeSet<RootPath>) -> Self {
-        Self { tree, keep: KeepSet { dropped, ..KeepSet::default() }, todo: Vec::new() }
+    fn new(tree: &'a Tree, dropped: BTreeSet<RootPath>) -> Self {
+        let keep = KeepSet { dropped, ..KeepSet::default() };
+        Self { tree, keep, todo: Vec::new(), executed: BTreeSet::new() }
     }
 
     /// Keeps a path of the tree, unless the policy drops it.
@@ -78,6 +84,13 @@ impl<'a> Keeper<'a> {
             Default::default()
         });
         reasons.insert(reason);
+    }
+
+    /// True if a run executed `path`, or the policy keeps it for uses that no run showed.
+    fn may_run(&self, path: &RootPath) -> bool {
+        let by_policy = |reason: &Reason| matches!(reason, Reason::Policy(_));
+        self.executed.contains(path)
+            || self.keep.paths.get(path).is_some_and(|reasons| reasons.iter().any(by_policy))
     }
 
     /// Keeps what a walk along `raw` from `cwd` meets: the symlinks, and the end for `reason`.

@@ -1,8 +1,9 @@
 //! Where a keep-set starts: what runs used, and what the configuration names.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::model::profile::{Access, kind};
 use crate::model::{FirstUse, ImageConfig, NodeKind, Phase, Profile, Reason, RootPath, Tree};
-use std::collections::BTreeMap;
 
 /// What name resolution and the choice of a user read, in the container or on the engine's side,
 /// whether a run did or not. The first three are looked up by engines for `USER`, `--user` and
@@ -30,6 +31,15 @@ pub fn is_trace(profile: &Profile, run: &crate::model::profile::RunId) -> bool {
 
 fn is_use(by: &FirstUse) -> bool {
     by.phase != Phase::Runtime.name()
+}
+
+/// Paths that runs executed.
+pub fn executed(profile: &Profile) -> BTreeSet<RootPath> {
+    let run = profile
+        .files
+        .iter()
+        .filter(|(_, cell)| counts(profile, &cell.access, |kind| kind == kind::EXEC));
+    run.map(|(path, _)| path.clone()).collect()
 }
 
 /// Paths that runs used, walked through, changed or removed.

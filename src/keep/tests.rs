@@ -206,9 +206,20 @@ fn scripts_keep_their_interpreters() {
         .elf("/usr/bin/env", &[], |_| {})
         .link("/usr/local/bin/python3", "python3.11")
         .elf("/usr/local/bin/python3.11", &[], |_| {})
-        .elf("/usr/bin/python3", &[], |_| {});
-    insta::assert_snapshot!(decided(&touched(&["/run.sh", "/run.py"]), image), @r"
+        .elf("/usr/bin/python3", &[], |_| {})
+        // Read as data only: git copies such templates.
+        .script("/read.pl", "/usr/bin/perl")
+        .elf("/usr/bin/perl", &[], |_| {});
+    let mut profile = touched(&["/run.sh", "/run.py", "/read.pl"]);
+    for path in ["/run.sh", "/run.py"] {
+        let access =
+            &mut profile.files.get_mut(&RootPath::parse(path.as_bytes()).unwrap()).unwrap().access;
+        let used = access[kind::OPEN].clone();
+        access.insert(kind::EXEC.to_owned(), used);
+    }
+    insta::assert_snapshot!(decided(&profile, image), @r"
     /bin: walked
+    /read.pl: touched
     /run.py: touched
     /run.sh: touched
     /usr/bin: target_of /bin

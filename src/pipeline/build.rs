@@ -75,6 +75,9 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     reporter.step("reading the image");
     let tree = rootfs::index(&image)?;
     let keep = keep::decide(&profile, &tree, &image.config, &spec.policy)?;
+    for (path, reasons) in &keep.paths {
+        tracing::debug!(%path, ?reasons, "kept");
+    }
     let allowlist = seccomp::allowlist(&profile, &spec.policy)?;
     let results = Results::open(&spec.output)?;
     let tag = spec.tag.clone().unwrap_or_else(|| slim_tag(image.name.as_deref()));

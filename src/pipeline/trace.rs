@@ -217,6 +217,9 @@ impl<'a> Work<'a> {
     fn produce(&self, profile: &Profile) -> Result<Product, PipelineError> {
         self.reporter.step("building the slim image");
         let keep = keep::decide(profile, &self.rootfs.tree, &self.image.config, &self.spec.policy)?;
+        for (path, reasons) in &keep.paths {
+            tracing::debug!(%path, ?reasons, "kept");
+        }
         let allowlist = seccomp::allowlist(profile, &self.spec.policy)?;
         let tag = self.spec.tag.clone().unwrap_or_else(|| slim_tag(self.image.name.as_deref()));
         let file = self.results.path(".image.slim-partial");

@@ -6,22 +6,11 @@ use std::process::Command;
 /// Name → what was found, or what is missing with the way out.
 pub fn probe() -> Vec<(String, Result<String, String>)> {
     vec![
-        ("cgroup v2".to_owned(), cgroup()),
         ("overlayfs".to_owned(), filesystem("overlay")),
         ("seccomp".to_owned(), seccomp()),
         ("runc".to_owned(), version("runc")),
         ("crun".to_owned(), version("crun")),
     ]
-}
-
-fn cgroup() -> Result<String, String> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let found = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-    let point = found.and_then(|line| line.split(' ').nth(4));
-    point.map(|point| format!("mounted at {point}")).ok_or_else(|| {
-        "no cgroup v2 hierarchy: mount one, `mount -t cgroup2 none /sys/fs/cgroup/unified`"
-            .to_owned()
-    })
 }
 
 fn filesystem(name: &str) -> Result<String, String> {
