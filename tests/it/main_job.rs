@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::support::image::{ImageFixture, LayerFixture};
 use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
 
 const NEEDS: [Need; 4] =
@@ -170,6 +171,32 @@ fn the_container_decides_readiness_and_death() {
         assert_eq!(got, code, "{args:?}: {said}");
     }
     assert!(!place.out("image.tar").exists(), "nothing is recorded, nothing is built");
+}
+
+#[test]
+fn a_container_that_ends_in_the_script_is_not_asked_for_its_health() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let place = Place::new(&[]);
+    let layer = LayerFixture::of_tar(std::fs::read(place.path().join("root.tar")).unwrap());
+    let layout = ImageFixture::default().layer(layer).config(serde_json::json!({
+        "Cmd": ["/bin/sh", "-c", "while ! test -e /tmp/end; do sleep 0.1; done"],
+        "Healthcheck": { "Test": ["CMD-SHELL", "true"] },
+    }));
+    let layout = layout.write(place.path());
+    sh("rm", &["-r", place.path().join("image").to_str().unwrap()]);
+    std::fs::rename(layout, place.path().join("image")).unwrap();
+    for code in [0, 5] {
+        let text = format!("$SLIM_EXEC sh -c '> /tmp/end'; sleep 0.5; exit {code}");
+        let (got, said) = place.trace(&[], &text);
+        assert_eq!(got, code, "{said}");
+        let profile = json(&place.out("profile.json"));
+        let run = profile["runs"].as_object().unwrap().values().next().unwrap();
+        let phases = run["phases"].as_array().unwrap();
+        let health = phases.iter().find(|p| p["name"] == "health before the stop").unwrap();
+        assert_eq!(health["outcome"], "not running", "{phases:?}");
+    }
 }
 
 #[test]
