@@ -107,9 +107,9 @@ for i in $(seq 100); do $slim exec --unrecorded \"$SLIM_CONTAINER\" -- ls /tmp/g
             assert_eq!(by(path), cat, "{runtime}: {path}");
         }
         assert_eq!(by("/srv/data/unused"), [], "{runtime}");
-        // opened by the kernel alone, on behalf of each exec
-        let interpreter = "/usr/lib64/ld-linux-x86-64.so.2";
-        assert!(!by(interpreter).is_empty(), "{runtime}: {}", profile["files"][interpreter]);
+        // opened by the kernel alone, for execution
+        let access = &profile["files"]["/usr/lib64/ld-linux-x86-64.so.2"]["access"];
+        assert!(access.get("exec").is_some(), "{runtime}: {access}");
     }
 }
 
@@ -134,7 +134,7 @@ fn verification_finds_what_the_script_tolerates() {
     let (code, said) = verify();
     assert_eq!(code, 8, "{said}");
     let refused = "fadvise64: x86_64 call was refused with ENOSYS";
-    assert!(said.contains(refused) && said.contains("by /usr/bin/cat, exec"), "{said}");
+    assert!(said.contains(refused) && said.contains("by /usr/bin/cat, start"), "{said}");
     std::fs::write(&filter, whole).unwrap();
 
     mutate(&place, &place.out("image"), "rm {}/srv/data/used");
@@ -168,7 +168,9 @@ fn after_a_finding_the_original_is_recorded_again_at_most_twice() {
         assert_eq!(turns.lines().count(), 2 * usize::try_from(recordings).unwrap());
         assert_eq!(place.out("image.tar").exists(), code == 0);
         if code != 0 {
-            assert!(summary["findings"][0]["subject"] == "/srv/data/unused", "{summary}");
+            let findings = summary["findings"].as_array().unwrap();
+            let found = findings.iter().any(|f| f["subject"] == "/srv/data/unused");
+            assert!(found, "{summary}");
         }
     }
 }
