@@ -55,6 +55,11 @@ fn an_image_and_a_script_go_in_and_a_slim_image_comes_out() {
     assert_eq!(summary["verified"], serde_json::json!({"static": true, "dynamic": true}));
     assert_eq!(summary["losses"], serde_json::json!([]));
     let profile = json(&place.out("profile.json"));
+    let schema =
+        json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/slim.profile.v1.schema.json"));
+    let schema = jsonschema::validator_for(&schema).unwrap();
+    let wrong: Vec<String> = schema.iter_errors(&profile).map(|e| e.to_string()).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
     for (path, kept) in [
         ("/srv/data/used", true),
         ("/srv/link", true),
