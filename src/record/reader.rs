@@ -173,7 +173,7 @@ impl Reader {
         let name = name.strip_suffix(b" (deleted)").unwrap_or(&name).to_vec();
         let identity = nix::sys::stat::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
         let mut stripped = None;
-        for root in &self.roots {
+        for root in self.roots.iter().rev() {
             let below = strip(&name, root).or_else(|| strip(&name, &without_proc(root)?));
             let inside = below.clone().unwrap_or_else(|| name.clone());
             let real = root.join(Path::new(std::ffi::OsStr::from_bytes(&inside[1..])));

@@ -198,7 +198,26 @@ impl AsFd for Ring {
 
 #[cfg(test)]
 mod tests {
-    use super::end_of;
+    use super::*;
+
+    #[test]
+    fn the_verifiers_refusal_is_told_in_short() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // the kernel would not look at the program
+        }
+        let btf = Btf::from_sys_fs().unwrap();
+        let mut ebpf = EbpfLoader::new().btf(Some(&btf)).load(OBJECT).unwrap();
+        let program: &mut BtfTracePoint =
+            ebpf.program_mut("slim_fork").unwrap().try_into().unwrap();
+        // a tracepoint with fewer arguments than the program reads
+        let error = program.load("sched_process_free", &btf).unwrap_err();
+        let BpfError::Verifier { name, said, .. } = refused("slim_fork", error) else {
+            panic!("another error")
+        };
+        let text = format!("{name} {said}");
+        assert!(text.contains("slim_fork") && text.contains("processed"), "{text}");
+        assert!(text.len() < 600, "{text}");
+    }
 
     #[test]
     fn of_a_long_log_the_end_is_told() {

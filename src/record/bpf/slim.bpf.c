@@ -407,7 +407,10 @@ static __noinline int path_used(struct use *u, struct pt_regs *regs, struct thre
 		u16 family = 0;
 		ptr = arg(regs, u->arch, c->sockaddr - 1);
 		if (!ptr) return 0;
-		bpf_probe_read_user(&family, sizeof(family), (void *)ptr);
+		if (bpf_probe_read_user(&family, sizeof(family), (void *)ptr)) {
+			if (u->ret >= 0) lose(STRING_FAULT);
+			return 0;
+		}
 		if (family != 1) return 0; // AF_UNIX
 		ptr += 2;
 		dir = 0;
