@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use crate::emit::{self, ImageFormat};
 use crate::keep;
 use crate::model::{Policy, Profile};
-use crate::oci::Image;
 use crate::rootfs;
 use crate::seccomp;
 use crate::source;
 
+use super::image::{Product, same_image};
 use super::results::{Results, pretty};
 use super::tag::{self, slim_tag};
-use super::trace::Product;
 use super::{PipelineError, Reporter, Summary, write_whole};
 
 /// `slim build`, checked and ready to run.
@@ -41,19 +40,6 @@ pub fn read_profile(path: &Path) -> Result<Profile, PipelineError> {
 fn io_usage(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> PipelineError {
     let what = format!("{what} {}", path.display());
     move |error| PipelineError::Usage(format!("{what}: {error}"))
-}
-
-/// Refuses a profile of another image.
-pub(super) fn same_image(image: &Image, profile: &Profile) -> Result<(), PipelineError> {
-    let (want, got) = (profile.image.chain_id, image.chain_id());
-    if want == got && profile.image.config_digest == image.config_digest {
-        return Ok(());
-    }
-    Err(PipelineError::Usage(format!(
-        "the profile is of another image (chain {want}, configuration {}) than this one (chain \
-         {got}, configuration {}): give the image that was traced, or trace this one",
-        profile.image.config_digest, image.config_digest
-    )))
 }
 
 fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {

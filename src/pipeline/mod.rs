@@ -5,8 +5,11 @@
 
 mod build;
 mod host;
+mod image;
+mod play;
 mod results;
 mod run;
+mod run_spec;
 mod summary;
 mod tag;
 mod trace;
@@ -26,7 +29,7 @@ use crate::source::SourceError;
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use host::{Check, Inspected, clean, doctor, inspect, store_gc, store_list};
 pub use results::write_whole;
-pub use run::{RecorderChoice, RunSpec};
+pub use run_spec::{RecorderChoice, RunSpec};
 pub use summary::{Summary, Verified};
 pub use trace::{TraceSpec, trace};
 pub use verify::{VerifySpec, verify};

@@ -2,18 +2,19 @@
 
 use std::path::PathBuf;
 
-use crate::emit::{self, Emitted, ImageFormat};
+use crate::emit::{self, ImageFormat};
 use crate::keep::{self, Finding};
-use crate::model::profile::ImageIdentity;
-use crate::model::{KeepSet, Policy, Profile};
+use crate::model::{Policy, Profile};
 use crate::oci::Image;
 use crate::rootfs::{Rootfs, RunDir, Store};
 use crate::runtime::{self, RunOptions};
-use crate::seccomp::{self, Allowlist};
+use crate::seccomp;
 use crate::source;
 
+use super::image::{Product, identity, open_file};
 use super::results::{Results, pretty};
-use super::run::{RunInput, RunOutcome, run};
+use super::run::run;
+use super::run_spec::{RunInput, RunOutcome};
 use super::tag::slim_tag;
 use super::verify::{Candidate, Verdict, check};
 use super::{PipelineError, RecorderChoice, Reporter, RunSpec, Summary, write_whole};
@@ -126,27 +127,6 @@ fn again(findings: &[Finding]) -> String {
         if findings.len() == 1 { "" } else { "s" },
         first.unwrap_or_default()
     )
-}
-
-/// Which image a profile of `image` is about.
-pub(super) fn identity(image: &Image) -> ImageIdentity {
-    ImageIdentity {
-        config_digest: image.config_digest,
-        chain_id: image.chain_id(),
-        platform: image.platform.clone(),
-        names: image.name.clone().into_iter().collect(),
-        manifest_digests: [image.manifest_digest].into(),
-        extra: crate::model::profile::Extra::new(),
-    }
-}
-
-/// An emitted image under its temporary name, with what decided it.
-pub(super) struct Product {
-    pub keep: KeepSet,
-    pub allowlist: Allowlist,
-    pub emitted: Emitted,
-    pub file: PathBuf,
-    pub tag: String,
 }
 
 /// What recording gave besides the profile.
@@ -305,19 +285,6 @@ fn discard(path: &std::path::Path) {
     let _ = std::fs::remove_dir_all(path);
 }
 
-impl Summary {
-    /// Adds the written image.
-    pub(super) fn produced(&mut self, tree: &crate::model::Tree, product: &Product) {
-        self.decided(tree, &product.keep, &product.allowlist);
-        self.generated = product.emitted.generated.iter().take(20).cloned().collect();
-        self.output = Some(super::summary::OutputIds {
-            tag: product.tag.clone(),
-            config_digest: product.emitted.config_digest,
-            manifest_digest: product.emitted.manifest_digest,
-        });
-    }
-}
-
 /// The filter that the traced container runs under, with its name.
 fn filter_of(options: &RunOptions) -> Result<(String, Option<serde_json::Value>), PipelineError> {
     let given = options
@@ -340,14 +307,6 @@ fn filter_of(options: &RunOptions) -> Result<(String, Option<serde_json::Value>)
             Ok((name, Some(value)))
         }
     }
-}
-
-/// Opens an image that slim wrote itself.
-pub(super) fn open_file(path: &std::path::Path) -> Result<Image, PipelineError> {
-    let reference = path.to_str().ok_or_else(|| {
-        PipelineError::Usage(format!("{} is not UTF-8: choose another folder", path.display()))
-    })?;
-    Ok(source::open(reference, None)?)
 }
 
 fn needs_root() -> Result<(), PipelineError> {

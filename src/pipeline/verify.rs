@@ -12,8 +12,9 @@ use crate::rootfs::{self, Store};
 use crate::seccomp;
 use crate::source;
 
-use super::run::{RunInput, run};
-use super::trace::identity;
+use super::image::{identity, open_file, same_image};
+use super::run::run;
+use super::run_spec::RunInput;
 use super::{PipelineError, Reporter, RunSpec, Summary, Verified, io_at, read_profile};
 
 /// Outcomes of a run's phases that the slim image must match.
@@ -187,7 +188,7 @@ pub struct VerifySpec {
 pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, PipelineError> {
     let original = source::open(&spec.image, spec.platform.as_deref())?;
     let profile = read_profile(&spec.folder.join("profile.json"))?;
-    super::build::same_image(&original, &profile)?;
+    same_image(&original, &profile)?;
     let slim = open_result(&spec.folder)?;
     reporter.step("reading the original");
     let tree = rootfs::index(&original)?;
@@ -228,7 +229,7 @@ fn open_result(folder: &Path) -> Result<Image, PipelineError> {
             folder.display()
         ))
     })?;
-    super::trace::open_file(found)
+    open_file(found)
 }
 
 /// The policy of the trace, from its summary; without one the empty policy.

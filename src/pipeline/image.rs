@@ -1,0 +1,68 @@
+//! What trace, build and verify share: which image a profile is about, and the image that was made.
+
+use std::path::{Path, PathBuf};
+
+use crate::emit::Emitted;
+use crate::model::profile::{Extra, ImageIdentity};
+use crate::model::{KeepSet, Profile, Tree};
+use crate::oci::Image;
+use crate::seccomp::Allowlist;
+use crate::source;
+
+use super::summary::OutputIds;
+use super::{PipelineError, Summary};
+
+/// Which image a profile of `image` is about.
+pub(super) fn identity(image: &Image) -> ImageIdentity {
+    ImageIdentity {
+        config_digest: image.config_digest,
+        chain_id: image.chain_id(),
+        platform: image.platform.clone(),
+        names: image.name.clone().into_iter().collect(),
+        manifest_digests: [image.manifest_digest].into(),
+        extra: Extra::new(),
+    }
+}
+
+/// Refuses a profile of another image.
+pub(super) fn same_image(image: &Image, profile: &Profile) -> Result<(), PipelineError> {
+    let (want, got) = (profile.image.chain_id, image.chain_id());
+    if want == got && profile.image.config_digest == image.config_digest {
+        return Ok(());
+    }
+    Err(PipelineError::Usage(format!(
+        "the profile is of another image (chain {want}, configuration {}) than this one (chain \
+         {got}, configuration {}): give the image that was traced, or trace this one",
+        profile.image.config_digest, image.config_digest
+    )))
+}
+
+/// Opens an image that slim wrote itself.
+pub(super) fn open_file(path: &Path) -> Result<Image, PipelineError> {
+    let reference = path.to_str().ok_or_else(|| {
+        PipelineError::Usage(format!("{} is not UTF-8: choose another folder", path.display()))
+    })?;
+    Ok(source::open(reference, None)?)
+}
+
+/// An emitted image under its temporary name, with what decided it.
+pub(super) struct Product {
+    pub keep: KeepSet,
+    pub allowlist: Allowlist,
+    pub emitted: Emitted,
+    pub file: PathBuf,
+    pub tag: String,
+}
+
+impl Summary {
+    /// Adds the written image.
+    pub(super) fn produced(&mut self, tree: &Tree, product: &Product) {
+        self.decided(tree, &product.keep, &product.allowlist);
+        self.generated = product.emitted.generated.iter().take(20).cloned().collect();
+        self.output = Some(OutputIds {
+            tag: product.tag.clone(),
+            config_digest: product.emitted.config_digest,
+            manifest_digest: product.emitted.manifest_digest,
+        });
+    }
+}
