@@ -54,6 +54,7 @@ impl BuildArgs {
             output: self.output.unwrap_or_else(pipeline::default_output),
             keep_going: self.keep_going.unwrap_or(false),
         };
+        crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
         let built = pipeline::build(&spec, &terminal);
         terminal.finish();

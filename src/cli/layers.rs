@@ -82,6 +82,20 @@ fn is_list(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Append) || arg.is_last_set()
 }
 
+/// An option that may stand without a value.
+fn is_switch(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|range| range.min_values() == 0)
+}
+
+/// Environments say 1 and 0 where a command line says true and false.
+fn truth(text: &str) -> &str {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "yes" | "on" | "true" => "true",
+        "" | "0" | "no" | "off" | "false" => "false",
+        _ => text,
+    }
+}
+
 /// The configuration file's tables that count for a verb.
 struct File {
     path: PathBuf,
@@ -152,6 +166,8 @@ fn lookup(verb: &str, name: &str, arg: &Arg, file: Option<&File>) -> Result<Foun
     if let Ok(text) = std::env::var(&variable) {
         let values = if is_list(arg) {
             text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        } else if is_switch(arg) {
+            vec![truth(&text).to_owned()]
         } else {
             vec![text]
         };

@@ -30,7 +30,7 @@ use crate::pipeline::{PipelineError, exit};
 /// Runs an image under file and system-call recording while your coverage script exercises it, then
 /// writes a minimal image, a seccomp allowlist and the evidence for both.
 #[derive(Parser, Debug)]
-#[command(name = "slim", version, max_term_width = 100)]
+#[command(name = "slim", version, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Verb,

@@ -38,6 +38,9 @@ fn record(summary: &Summary) -> String {
         let times = if summary.recordings > 1 { " runs" } else { " run" };
         return format!("complete, {}{times}", summary.recordings.max(1));
     }
+    if summary.losses.is_empty() {
+        return "nothing was recorded".to_owned();
+    }
     let losses: Vec<String> =
         summary.losses.iter().map(|loss| format!("{} {}", loss.number, loss.kind)).collect();
     format!("INCOMPLETE: {}", losses.join(", "))

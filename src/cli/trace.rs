@@ -11,7 +11,7 @@ use crate::pipeline::{self, PipelineError, Reporter as _, TraceSpec};
 
 use super::progress::Terminal;
 use super::run_args::RunArgs;
-use super::{fail, report, say};
+use super::{complain, fail, report, say};
 
 /// Run an image while a script exercises it, and write the slim image, its seccomp filter and why
 ///
@@ -124,7 +124,21 @@ impl TraceArgs {
         let text = report::text(&traced.summary);
         say(text.trim_end());
         say(format_args!("  results    {}", spec.output.display()));
-        Ok(traced.failure.as_ref().map_or(pipeline::exit::OK, fail))
+        let Some(failure) = &traced.failure else { return Ok(pipeline::exit::OK) };
+        let code = fail(failure);
+        let could_go_on = matches!(
+            failure,
+            PipelineError::Script { .. }
+                | PipelineError::Incomplete { .. }
+                | PipelineError::Verify { .. }
+        );
+        if could_go_on && traced.summary.output.is_none() && !spec.profile_only {
+            complain(&PipelineError::Usage(
+                "no image and no filters were written; --keep-going writes them all the same"
+                    .to_owned(),
+            ));
+        }
+        Ok(code)
     }
 
     fn spec(self) -> Result<TraceSpec, PipelineError> {

@@ -40,6 +40,9 @@ pub(super) fn write(
         filter.turn_to(at)?;
         let mut stream = layer::open(image, at)?;
         while let Some(entry) = stream.next_entry()? {
+            if crate::sys::signals::interrupted() {
+                return Err(EmitError::Interrupted);
+            }
             filter.entry(at, &entry, &mut stream)?;
         }
         stream.finish()?;

@@ -25,6 +25,9 @@ pub enum EmitError {
     /// The disk is full: exit 4.
     #[error("no space left for {}: free some, or choose another place with -o", path.display())]
     Full { path: PathBuf },
+    /// SIGINT or SIGTERM came.
+    #[error("interrupted")]
+    Interrupted,
     #[error("cannot write {}: choose a folder that can be written with -o", path.display())]
     Write { path: PathBuf, source: std::io::Error },
     #[error("the index was made of other layers than the image has; index it again")]

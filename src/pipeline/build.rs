@@ -11,7 +11,8 @@ use crate::seccomp;
 use crate::source;
 
 use super::results::{Results, pretty};
-use super::trace::{Product, slim_tag};
+use super::tag::{self, slim_tag};
+use super::trace::Product;
 use super::{PipelineError, Reporter, Summary, write_whole};
 
 /// `slim build`, checked and ready to run.
@@ -68,6 +69,7 @@ fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
 /// # Errors
 /// As for `trace`; an incomplete profile is refused unless `keep_going`.
 pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, PipelineError> {
+    spec.tag.as_deref().map_or(Ok(()), tag::check)?;
     let profile = read_profile(&spec.profile)?;
     let image = source::open(&spec.image, spec.platform.as_deref())?;
     same_image(&image, &profile)?;

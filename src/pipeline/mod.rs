@@ -8,6 +8,7 @@ mod host;
 mod results;
 mod run;
 mod summary;
+mod tag;
 mod trace;
 mod verify;
 
@@ -79,7 +80,7 @@ pub enum PipelineError {
     Host { what: String, why: String, way_out: String },
     #[error("{what}")]
     Io { what: String, source: std::io::Error },
-    #[error("the script {how}; no image was written (--keep-going writes it all the same)")]
+    #[error("the script {how}")]
     Script { how: String },
     #[error("{0}")]
     NotReady(String),
@@ -97,6 +98,9 @@ impl PipelineError {
     /// The exit code of the command line.
     pub fn exit(&self) -> u8 {
         match self {
+            Self::Rootfs(RootfsError::Interrupted) | Self::Emit(EmitError::Interrupted) => {
+                exit::INTERRUPTED
+            }
             Self::Source(_) => exit::IMAGE,
             Self::Rootfs(error) if error.is_bad_image() => exit::IMAGE,
             Self::Emit(error) if error.is_bad_image() => exit::IMAGE,

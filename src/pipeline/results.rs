@@ -33,9 +33,15 @@ pub(super) struct Results {
 }
 
 impl Results {
-    /// Makes the folder if need be.
+    /// Makes the folder if need be, and sees that it can be written, before anything runs for it.
     pub(super) fn open(folder: &Path) -> Result<Self, PipelineError> {
-        fs::create_dir_all(folder).map_err(io_at("cannot make", folder))?;
+        let writable = fs::create_dir_all(folder)
+            .and_then(|()| tempfile::Builder::new().prefix(".slim-").tempfile_in(folder));
+        writable.map_err(|error| PipelineError::Host {
+            what: format!("the results cannot be written to {}", folder.display()),
+            why: error.to_string(),
+            way_out: "choose a folder that can be written with -o".to_owned(),
+        })?;
         Ok(Self { folder: folder.to_owned() })
     }
 

@@ -85,6 +85,9 @@ pub(super) fn run(
     input: &RunInput<'_>,
     reporter: &dyn Reporter,
 ) -> Result<RunOutcome, PipelineError> {
+    if runtime::interrupted() {
+        return Err(PipelineError::Interrupted);
+    }
     let cell = Cell::enter()?;
     let recorder = match input.spec.recorder {
         RecorderChoice::None => None,
@@ -125,6 +128,13 @@ pub(super) fn run(
     played?;
     if runtime::interrupted() {
         return Err(PipelineError::Interrupted);
+    }
+    if input.seccomp.1.is_none() {
+        outcome.warnings.push(
+            "the container ran without a seccomp filter (--security-opt seccomp=unconfined): under \
+             an engine's filter it may take other paths than those recorded"
+                .to_owned(),
+        );
     }
     finish_record(&mut outcome);
     Ok(outcome)
@@ -293,6 +303,14 @@ impl<'a> Play<'a> {
     /// Start, readiness, health, script, health, stop, restart. Stops early, but in order, when
     /// something fails or Ctrl-C came.
     fn play(&mut self) -> Result<(), PipelineError> {
+        if matches!(self.input.spec.ready, Some(Ready::Healthy))
+            && self.input.image.config.healthcheck().is_none()
+        {
+            return Err(PipelineError::Usage(
+                "--ready healthy: the image has no HEALTHCHECK; use tcp:PORT, log:REGEX or exec:CMD"
+                    .to_owned(),
+            ));
+        }
         let ready = self.act(Phase::Start, "starting the container", Self::start)?;
         if ready && !runtime::interrupted() {
             self.health("health after readiness")?;
@@ -424,6 +442,10 @@ impl<'a> Play<'a> {
         let text = script_text(&end);
         match &end {
             ScriptEnd::Ended(Ended::Exited(0)) | ScriptEnd::Interrupted => {}
+            ScriptEnd::Ended(Ended::Killed(signal)) => {
+                let how = format!("was killed by signal {signal}");
+                self.fail(PipelineError::Script { how });
+            }
             ScriptEnd::Ended(_) => self.fail(PipelineError::Script { how: text.clone() }),
             ScriptEnd::TimedOut => self.fail(PipelineError::NotReady(format!(
                 "the script did not end within --script-timeout {} s",

@@ -14,6 +14,7 @@ use crate::source;
 
 use super::results::{Results, pretty};
 use super::run::{RunInput, RunOutcome, run};
+use super::tag::slim_tag;
 use super::verify::{Candidate, Verdict, check};
 use super::{PipelineError, RecorderChoice, Reporter, RunSpec, Summary, write_whole};
 
@@ -50,6 +51,11 @@ pub struct Traced {
 /// is in [`Traced::failure`].
 pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, PipelineError> {
     runtime::check_script(&spec.run.script)?;
+    runtime::check_options(&spec.run.options)?;
+    seccomp::check_allow(&spec.policy)?;
+    if let Some(tag) = &spec.tag {
+        super::tag::check(tag)?;
+    }
     let work = Work::open(spec, reporter)?;
     let mut profile = Profile::new(identity(&work.image));
     let mut summary = Summary::of(&work.image, &work.rootfs.tree, &profile, &spec.policy);
@@ -62,7 +68,8 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     if spec.run.recorder == RecorderChoice::None {
         return work.close_unrecorded(summary, failure);
     }
-    if spec.profile_only || (failure.is_some() && !spec.keep_going) {
+    let bad = failure.is_some() || !profile.is_complete();
+    if spec.profile_only || (bad && !spec.keep_going) {
         work.close(&profile, &mut summary, None)?;
         return Ok(Traced { summary, failure: failure.or(incomplete(&profile, spec)) });
     }
@@ -89,6 +96,9 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
             outcomes.push(more.outcomes);
             product = work.produce(&profile)?;
         }
+    }
+    if runtime::interrupted() {
+        return Err(PipelineError::Interrupted);
     }
     failure = failure.or(incomplete(&profile, spec));
     let publish = failure.is_none() || spec.keep_going;
@@ -161,6 +171,8 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn open(spec: &'a TraceSpec, reporter: &'a dyn Reporter) -> Result<Self, PipelineError> {
         needs_root()?;
+        filter_of(&spec.run.options)?;
+        let results = Results::open(&spec.output)?;
         let image = source::open(&spec.image, spec.platform.as_deref())?;
         let store = Store::open(spec.store.as_deref())?;
         let run_dir = store.new_run()?;
@@ -169,7 +181,6 @@ impl<'a> Work<'a> {
         // A glob without a match is an error before the run, not after it.
         let nothing = Profile::new(identity(&image));
         keep::decide(&nothing, &rootfs.tree, &image.config, &spec.policy)?;
-        let results = Results::open(&spec.output)?;
         let store_warnings = store.warnings();
         Ok(Self { spec, reporter, image, rootfs, run_dir, results, store_warnings, _store: store })
     }
@@ -194,7 +205,7 @@ impl<'a> Work<'a> {
             log: self.log(),
         };
         let outcome: Result<RunOutcome, _> = run(&input, self.reporter);
-        if outcome.is_err() {
+        if outcome.as_ref().is_err_and(|error| !matches!(error, PipelineError::Interrupted)) {
             // Whatever the container said may be the only hint at why.
             self.results.log(&self.log())?;
         }
@@ -317,8 +328,10 @@ fn filter_of(options: &RunOptions) -> Result<(String, Option<serde_json::Value>)
         Some("unconfined") => Ok(("unconfined".to_owned(), None)),
         Some(file) if file != "builtin" => {
             let path = std::path::Path::new(file);
-            let bytes = std::fs::read(path).map_err(super::io_at("cannot read", path))?;
-            let value = seccomp::parse_filter(&bytes)?;
+            let named =
+                |why: String| PipelineError::Usage(format!("--security-opt seccomp={file}: {why}"));
+            let bytes = std::fs::read(path).map_err(|error| named(error.to_string()))?;
+            let value = seccomp::parse_filter(&bytes).map_err(|error| named(error.to_string()))?;
             Ok((crate::model::Digest::of(&bytes).to_string(), Some(value)))
         }
         _ => {
@@ -327,17 +340,6 @@ fn filter_of(options: &RunOptions) -> Result<(String, Option<serde_json::Value>)
             Ok((name, Some(value)))
         }
     }
-}
-
-/// `repo:tag` becomes `repo-slim:tag`; an image without a name `slim:latest`.
-pub(super) fn slim_tag(name: Option<&str>) -> String {
-    let Some(name) = name else { return "slim:latest".to_owned() };
-    let name = name.split('@').next().unwrap_or(name);
-    let (repository, tag) = match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-        _ => (name, "latest"),
-    };
-    format!("{repository}-slim:{tag}")
 }
 
 /// Opens an image that slim wrote itself.
@@ -357,22 +359,4 @@ fn needs_root() -> Result<(), PipelineError> {
         why: "slim does not run as root, and mounts, fanotify and BPF need it".to_owned(),
         way_out: "run it with sudo; tracing as an ordinary user is not there yet".to_owned(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::slim_tag;
-
-    #[test]
-    fn the_default_tag_follows_the_original() {
-        for (name, want) in [
-            (None, "slim:latest"),
-            (Some("nginx"), "nginx-slim:latest"),
-            (Some("nginx:1.22"), "nginx-slim:1.22"),
-            (Some("host:5000/a/b"), "host:5000/a/b-slim:latest"),
-            (Some("host:5000/a/b:v1"), "host:5000/a/b-slim:v1"),
-        ] {
-            assert_eq!(slim_tag(name), want, "{name:?}");
-        }
-    }
 }

@@ -31,6 +31,9 @@ pub enum RootfsError {
     /// The host forbids or lacks something: exit 4.
     #[error("{what}: {why}; {way_out}")]
     Host { what: String, why: String, way_out: String },
+    /// SIGINT or SIGTERM came.
+    #[error("interrupted")]
+    Interrupted,
     /// A file of the store cannot be read or written: exit 4.
     #[error("cannot {what} {}", path.display())]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },

@@ -292,6 +292,9 @@ fn fill(
         writer.place(stack, &mut entry, &mut stream, lowers)?;
         entries.push(entry);
         progress(stream.bytes_read());
+        if crate::sys::signals::interrupted() {
+            return Err(RootfsError::Interrupted);
+        }
     }
     stream.finish()?;
     writer.finish(stack)?;

@@ -78,10 +78,13 @@ pub(super) fn shell_words(command: &str) -> Vec<String> {
     }
 }
 
+/// The threads of calls that may not be over yet.
+pub(super) type Calls = Vec<std::thread::JoinHandle<()>>;
+
 /// The listening end, in a thread of its own; a thread per call.
 pub(super) struct Server {
     stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<std::thread::JoinHandle<Calls>>,
     path: PathBuf,
     link: Option<PathBuf>,
     program: String,
@@ -107,20 +110,19 @@ impl Server {
         &self.program
     }
 
-    /// Takes no further calls.
-    pub fn stop(mut self) {
-        self.shut();
+    /// Takes no further calls. What is returned is to be joined once the containers are gone: until
+    /// then a call may wait for one.
+    pub fn stop(mut self) -> Calls {
+        self.shut()
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> Calls {
         self.stop.store(true, Ordering::SeqCst);
         let _ = fs::remove_file(&self.path);
         if let Some(link) = &self.link {
             let _ = fs::remove_file(link);
         }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
@@ -165,7 +167,8 @@ fn spaceless_program(
     }
 }
 
-fn accept_calls(listener: &OwnedFd, pod: &Arc<PodInner>, stop: &AtomicBool) {
+fn accept_calls(listener: &OwnedFd, pod: &Arc<PodInner>, stop: &AtomicBool) -> Calls {
+    let mut calls = Calls::new();
     while !stop.load(Ordering::SeqCst) {
         if !readable(listener, Duration::from_millis(100)) {
             continue;
@@ -174,15 +177,17 @@ fn accept_calls(listener: &OwnedFd, pod: &Arc<PodInner>, stop: &AtomicBool) {
             continue;
         };
         let pod = Arc::clone(pod);
-        let _ = std::thread::Builder::new().name("call".into()).spawn(move || {
+        calls.retain(|call| !call.is_finished());
+        calls.extend(std::thread::Builder::new().name("call".into()).spawn(move || {
             let answer = match serve(&connection, &pod) {
                 Ok(answer) => answer,
                 Err(error) => Answer { code: CANNOT_CREATE, why: Some(told(&error)) },
             };
             let text = serde_json::to_vec(&answer).unwrap_or_default();
             let _ = passing::send(&connection, &text, &[]);
-        });
+        }));
     }
+    calls
 }
 
 fn told(error: &RuntimeError) -> String {

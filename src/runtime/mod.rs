@@ -207,6 +207,21 @@ pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     spec::mount_points(options)
 }
 
+/// Early check of what an image has no say in, so that a typo costs no unpacking.
+///
+/// # Errors
+/// For a stop signal that is none.
+pub fn check_options(options: &RunOptions) -> Result<(), RuntimeError> {
+    match options.stop_signal.as_deref() {
+        Some(name) if spec::signal_number(name).is_none() => Err(RuntimeError::Option {
+            option: "--stop-signal".into(),
+            value: name.into(),
+            why: "no such signal; see signal(7)".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// True once SIGINT or SIGTERM came.
 pub fn interrupted() -> bool {
     signals::interrupted()

@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub(super) struct PodInner {
     /// Holds the container's stdin open with `-i`.
     stdin: Mutex<Option<OwnedFd>>,
     uppers: Mutex<Vec<PathBuf>>,
+    /// Set when the pod goes: fresh containers that still run are killed.
+    leaving: AtomicBool,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -71,12 +74,11 @@ impl Net {
         match &spec.network {
             Network::Host => return Ok(net),
             Network::Ns(path) => {
-                let file = File::open(path).map_err(|error| RuntimeError::Option {
+                net.file = Some(open_namespace(path).map_err(|why| RuntimeError::Option {
                     option: "--network".into(),
                     value: format!("ns:{}", path.display()),
-                    why: error.to_string(),
-                })?;
-                net.file = Some(file);
+                    why,
+                })?);
             }
             Network::Published | Network::Private => {
                 net.pod = Some(PodNet::create(exposed, publish)?);
@@ -112,6 +114,16 @@ impl Net {
     }
 }
 
+/// Opens a network namespace; anything else at `path` is refused (NS_GET_NSTYPE, ioctl_ns(2)).
+fn open_namespace(path: &Path) -> Result<File, String> {
+    const WAY_OUT: &str = "give a network namespace, as /run/netns/NAME or /proc/PID/ns/net";
+    let file = File::open(path).map_err(|error| format!("{error}; {WAY_OUT}"))?;
+    if !crate::sys::netns::is_network_namespace(&file) {
+        return Err(format!("that is no network namespace; {WAY_OUT}"));
+    }
+    Ok(file)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -144,6 +156,7 @@ impl Pod {
             log,
             stdin,
             uppers,
+            leaving: AtomicBool::new(false),
             warnings,
         });
         let server = Server::start(Arc::clone(&inner))?;
@@ -387,9 +400,15 @@ impl Pod {
 
     /// Kills what still runs, unmounts, removes the pod's cgroups.
     pub fn destroy(self) {
-        self.server.stop();
+        let calls = self.server.stop();
+        self.inner.leaving.store(true, Ordering::SeqCst);
         self.inner.main.dismantle(&self.inner.cell);
         self.inner.net.unbind(&self.inner.cell);
+        // An exec ended with its container, a fresh container is being killed: short waits. A call
+        // that outlives this would still tell the observer of what it makes.
+        for call in calls {
+            let _ = call.join();
+        }
         self.inner.log.settle(Duration::from_secs(1));
     }
 }
@@ -502,7 +521,8 @@ impl PodInner {
         let result = container.start(&place, &stdio, None);
         drop(stdio);
         let result = result.map(|started| {
-            started.map(|_| match container.wait(&self.cell, None, abandoned) {
+            let over = || abandoned() || self.leaving();
+            started.map(|_| match container.wait(&self.cell, None, &over) {
                 Some(ended) => ended,
                 None => self.end(&container),
             })
@@ -526,7 +546,11 @@ impl PodInner {
         }
         let deadline = Instant::now() + STOP_TIMEOUT;
         container
-            .wait(&self.cell, Some(deadline), &|| false)
+            .wait(&self.cell, Some(deadline), &|| self.leaving())
             .unwrap_or(Ended::Killed(libc::SIGKILL))
+    }
+
+    fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
     }
 }

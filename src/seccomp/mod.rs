@@ -96,6 +96,18 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
     })
 }
 
+/// Refuses an `--allow` that names no call of any architecture, before something is run for it.
+///
+/// # Errors
+/// With the first such name.
+pub fn check_allow(policy: &Policy) -> Result<(), SeccompError> {
+    let native = Arch::NATIVE;
+    let arches: Vec<Arch> = [native].into_iter().chain(native.compat()).collect();
+    let known = |name: &str| arches.iter().any(|arch| arch.call_number(name).is_some());
+    let unknown = policy.allow.iter().find(|name| !known(name));
+    unknown.map_or(Ok(()), |name| Err(SeccompError::UnknownCall(name.clone())))
+}
+
 /// Docker's default filter for a container with `caps` (`CAP_…`), flat, as `linux.seccomp` of a
 /// runtime configuration. Returns it with its name (`docker-default/28.5.2`).
 ///

@@ -1,7 +1,7 @@
 //! Network namespaces that live by a descriptor only, and work done inside them.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -23,6 +23,15 @@ pub fn create() -> io::Result<OwnedFd> {
 /// made in, whichever thread uses them later.
 pub fn enter(ns: BorrowedFd<'_>) -> io::Result<()> {
     Ok(setns(ns, CloneFlags::CLONE_NEWNET)?)
+}
+
+/// True for a network namespace's file (`NS_GET_NSTYPE`, ioctl_ns(2), Linux 4.11).
+pub fn is_network_namespace(file: &std::fs::File) -> bool {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument and writes to no memory of ours; the descriptor is open
+    // for as long as `file` is borrowed. Any other file answers ENOTTY.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
+    kind == libc::CLONE_NEWNET
 }
 
 /// Runs `work` on a thread of its own inside `ns` and hands back what it made.

@@ -5,32 +5,32 @@ use std::path::Path;
 use crate::support::image::{ImageFixture, LayerFixture};
 use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
 
-const NEEDS: [Need; 4] =
+pub const NEEDS: [Need; 4] =
     [Need::Root, Need::Program("umoci"), Need::Program("skopeo"), Need::Program("ldd")];
 
-struct Place {
+pub struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new(config: &[&str]) -> Self {
+    pub fn new(config: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("slim-it-").tempdir_in("/var/tmp").unwrap();
         host_image(folder.path(), config);
         Self { folder }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    fn trace(&self, args: &[&str], text: &str) -> (i32, String) {
+    pub fn trace(&self, args: &[&str], text: &str) -> (i32, String) {
         let script = script(self.path(), "coverage.sh", text);
         let mut command = slim(self.path());
         command.args(["trace", "--image", "oci:image", "--store", "store"]).args(args);
         outcome(&command.arg("--").arg(script).output().unwrap())
     }
 
-    fn out(&self, name: &str) -> std::path::PathBuf {
+    pub fn out(&self, name: &str) -> std::path::PathBuf {
         self.path().join("slim-out").join(name)
     }
 }
@@ -269,7 +269,7 @@ fn verification_catches_mutations() {
 }
 
 /// Changes the root file system of a layout with a shell command; `{}` is its root.
-fn mutate(place: &Place, layout: &Path, change: &str) {
+pub fn mutate(place: &Place, layout: &Path, change: &str) {
     let bundle = place.path().join("mutant");
     let index = json(&layout.join("index.json"));
     let annotations = &index["manifests"][0]["annotations"];

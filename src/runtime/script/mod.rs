@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -185,7 +186,24 @@ fn executable(path: &Path) -> Result<(), String> {
         return Err("that is a directory, not a script".to_owned());
     }
     rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
-        .map_err(|_| format!("not executable; run chmod +x {}", path.display()))
+        .map_err(|_| format!("not executable; run chmod +x {}", path.display()))?;
+    match interpreter(path) {
+        Some(name) if !name.exists() => Err(format!(
+            "its first line names the interpreter {}, which does not exist: install it or mend the \
+             line",
+            name.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What stands behind `#!`, as execve(2) reads it: at most 255 bytes, up to a blank.
+fn interpreter(path: &Path) -> Option<PathBuf> {
+    let mut head = Vec::new();
+    std::fs::File::open(path).ok()?.take(255).read_to_end(&mut head).ok()?;
+    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let mut words = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|w| !w.is_empty());
+    words.next().map(|word| OsStr::from_bytes(word).into())
 }
 
 #[cfg(test)]
@@ -202,6 +220,8 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
             path
         };
+        let odd = file("odd", 0o755);
+        std::fs::write(&odd, "#! /no/such -e\n").expect("a file");
         let (good, plain) = (file("good", 0o755), file("plain", 0o644));
         let path = OsString::from(format!("/no/such:{}", dir.path().display()));
         assert_eq!(find(OsStr::new("good"), &path), Ok(good.clone()));
@@ -216,6 +236,7 @@ mod tests {
             (OsStr::new("./no-such"), "no such file"),
             (plain.as_os_str(), "not executable; run chmod +x /"),
             (dir.path().as_os_str(), "that is a directory"),
+            (odd.as_os_str(), "its first line names the interpreter /no/such"),
         ] {
             let error = find(script, &path).expect_err("refused");
             assert!(error.starts_with(why), "{script:?}: {error}");

@@ -62,6 +62,13 @@ pub fn wanted(options: &RunOptions) -> Result<Wanted, RuntimeError> {
     }
     for text in &options.tmpfs {
         let (path, given) = text.split_once(':').unwrap_or((text, ""));
+        if let Some(word) = given.split(',').find(|word| !tmpfs_takes(word)) {
+            return Err(no(
+                "--tmpfs",
+                text,
+                &format!("a tmpfs has no option {word:?}; see tmpfs(5)"),
+            ));
+        }
         all.mounts.push(tmpfs(&target("--tmpfs", text, path)?, given.split(',')));
     }
     let mut seen = std::collections::BTreeSet::new();
@@ -158,6 +165,48 @@ fn bind_options<'a>(
 fn bind(source: &Path, inside: &str, options: Vec<String>) -> Value {
     let source = source.to_string_lossy();
     json!({ "destination": inside, "type": "bind", "source": source, "options": options })
+}
+
+/// The options that Docker lets through to a tmpfs, and their values.
+fn tmpfs_takes(word: &str) -> bool {
+    const FLAGS: [&str; 26] = [
+        "",
+        "ro",
+        "rw",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "sync",
+        "async",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "mand",
+        "nomand",
+        "defaults",
+        "private",
+        "shared",
+        "slave",
+        "remount",
+    ];
+    let number = |value: &str| {
+        let digits = value.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G', '%']);
+        value.len() - digits.len() <= 1 && digits.parse::<u64>().is_ok()
+    };
+    match word.split_once('=') {
+        None => FLAGS.contains(&word),
+        Some(("size" | "nr_blocks" | "nr_inodes" | "uid" | "gid", value)) => number(value),
+        Some(("mode", value)) => u32::from_str_radix(value, 8).is_ok(),
+        Some((key, _)) => key == "mpol",
+    }
 }
 
 /// A tmpfs with Docker's options, over which the given ones win.

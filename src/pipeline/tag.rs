@@ -1,0 +1,101 @@
+//! Names of slim images.
+
+use super::PipelineError;
+
+/// `repo:tag` becomes `repo-slim:tag`; an image without a name `slim:latest`.
+pub(super) fn slim_tag(name: Option<&str>) -> String {
+    let Some(name) = name else { return "slim:latest".to_owned() };
+    let name = name.split('@').next().unwrap_or(name);
+    let (repository, tag) = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+        _ => (name, "latest"),
+    };
+    format!("{repository}-slim:{tag}")
+}
+
+/// Refuses a `--tag` that no engine would load.
+///
+/// The grammar is that of the distribution project's references: an optional registry host with a
+/// port, lower-case path components, a tag of at most 128 characters. A digest cannot be chosen.
+pub(super) fn check(tag: &str) -> Result<(), PipelineError> {
+    let bad = |why: &str| {
+        Err(PipelineError::Usage(format!(
+            "--tag {tag:?}: {why}; give NAME[:TAG], as in shop/web:slim"
+        )))
+    };
+    if tag.contains('@') {
+        return bad("a digest comes from the content and cannot be chosen");
+    }
+    let (name, label) = match tag.rsplit_once(':') {
+        Some((name, label)) if !label.contains('/') => (name, label),
+        _ => (tag, "latest"),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let label_fits = label.len() <= 128
+        && label.starts_with(word)
+        && label.chars().all(|c| word(c) || matches!(c, '.' | '-'));
+    if !label_fits {
+        return bad(
+            "a tag is letters, digits, _, . and -, at most 128, and begins with none of . -",
+        );
+    }
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+        _ => ("", name),
+    };
+    let host_fits = host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'));
+    if name.len() > 255 || !host_fits || !path.split('/').all(component) {
+        return bad("a name is lower-case letters and digits, parted by . _ __ or -");
+    }
+    Ok(())
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+fn component(text: &str) -> bool {
+    let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let parted = |run: &str| matches!(run, "." | "_" | "__") || run.chars().all(|c| c == '-');
+    text.starts_with(part) && text.ends_with(part) && text.split(part).all(parted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check, slim_tag};
+
+    #[test]
+    fn the_default_tag_follows_the_original() {
+        for (name, want) in [
+            (None, "slim:latest"),
+            (Some("nginx"), "nginx-slim:latest"),
+            (Some("nginx:1.22"), "nginx-slim:1.22"),
+            (Some("host:5000/a/b"), "host:5000/a/b-slim:latest"),
+            (Some("host:5000/a/b:v1"), "host:5000/a/b-slim:v1"),
+        ] {
+            assert_eq!(slim_tag(name), want, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_no_engine_loads_is_refused() {
+        for good in ["a", "shop/web:slim", "host:5000/a/b", "localhost/a__b-c--d.e:V1.2-x", "a:_1"]
+        {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "Bad",
+            "a b",
+            "a:",
+            "a:-x",
+            "a:b c",
+            "a//b",
+            "/a",
+            "a/",
+            "a._b",
+            "a___b",
+            "a@sha256:0",
+            "a:b:c",
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+}
