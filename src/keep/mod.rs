@@ -46,6 +46,9 @@ pub fn decide(
     for (path, reason) in needs::configured(tree, config) {
         keeper.add(&path, reason);
     }
+    for (path, reason) in needs::given(profile, tree) {
+        keeper.add(&path, reason);
+    }
     for (path, node) in &tree.nodes {
         if node.kind == NodeKind::Dir {
             keeper.add(path, Reason::Directory);

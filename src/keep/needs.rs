@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
 use crate::model::profile::{Access, kind};
 use crate::model::{FirstUse, ImageConfig, NodeKind, Phase, Profile, Reason, RootPath, Tree};
 
@@ -80,6 +82,25 @@ pub fn configured(tree: &Tree, config: &ImageConfig) -> Vec<(RootPath, Reason)> 
     }
     for (path, what) in CONFIGURED {
         walk(tree, path, &mut found, what);
+    }
+    found.into_iter().collect()
+}
+
+/// What the options of runs need that the runtime looks up before the entrypoint: the working
+/// directory, and the symlinks on the way to mounts (what lies under a mount is not seen).
+pub fn given(profile: &Profile, tree: &Tree) -> Vec<(RootPath, Reason)> {
+    let mut found = BTreeMap::new();
+    for run in profile.runs.values().filter(|run| run.purpose != "verify") {
+        if let Some(workdir) = run.extra.get("workdir").and_then(Value::as_str) {
+            walk(tree, workdir, &mut found, "WORKDIR");
+        }
+        let places = run.extra.get("mount_points").and_then(Value::as_array);
+        for place in places.into_iter().flatten().filter_map(Value::as_str) {
+            let mut passed = BTreeMap::new();
+            let end = walk(tree, place, &mut passed, "mount");
+            passed.retain(|path, _| Some(path) != end.as_ref());
+            found.extend(passed);
+        }
     }
     found.into_iter().collect()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::*;
-use crate::model::profile::{Access, Extra, FileCell, ImageIdentity, RunId, kind};
+use crate::model::profile::{Access, Extra, FileCell, ImageIdentity, RunId, RunRecord, kind};
 use crate::model::{ChainId, Digest, ElfFacts, Facts, FirstUse, Node};
 
 fn path(text: &str) -> RootPath {
@@ -253,6 +253,36 @@ fn configuration_and_volumes_stay() {
     /work: config WORKDIR
     ");
     assert!(keep.paths[&path("/srv")].contains(&Reason::Directory));
+}
+
+#[test]
+fn what_the_options_of_a_run_name_stays() {
+    let image = Image::default()
+        .link("/app", "srv")
+        .dir("/srv")
+        .link("/var/run", "/run")
+        .dir("/run")
+        .file("/etc/big")
+        .link("/conf", "etc");
+    let mut profile = nothing();
+    for (purpose, workdir) in [("trace", "/app"), ("verify", "/conf")] {
+        let mut run: RunRecord = serde_json::from_value(json!({
+            "slim": "0", "purpose": purpose, "arguments": [], "kernel": "", "runtime": "",
+            "seccomp": "", "recorder": "bpf", "started": "", "phases": [], "losses": [],
+            "complete": true,
+        }))
+        .unwrap();
+        run.extra.insert("workdir".into(), workdir.into());
+        run.extra.insert("mount_points".into(), json!(["/var/run/x", "/etc/big", "/none"]));
+        profile.runs.insert(run.id(), run);
+    }
+    let keep = decide(&profile, &image.0, &config(json!({})), &Policy::default()).unwrap();
+    insta::assert_snapshot!(dump(&keep), @r"
+    /app: config WORKDIR
+    /run: target_of /var/run
+    /srv: target_of /app, config WORKDIR
+    /var/run: config mount
+    ");
 }
 
 #[test]

@@ -230,13 +230,22 @@ impl<'a> Play<'a> {
         self.warnings.lock().expect("no panic while held").push(text);
     }
 
-    /// What the filter has to know beyond Docker's defaults.
+    /// What filter and keep-set have to know beyond Docker's defaults: the runtime looks these paths
+    /// up before the entrypoint, where uses are no reason to keep anything.
     fn extra(&self) -> crate::model::profile::Extra {
         let options = &self.input.spec.options;
         let mut extra = crate::model::profile::Extra::new();
         let dockers = options.cap_add.is_empty() && options.cap_drop.is_empty();
         if let (false, Ok(caps)) = (dockers, runtime::capabilities(options)) {
             extra.insert("capabilities".to_owned(), caps.into());
+        }
+        if let Some(workdir) = &options.workdir {
+            extra.insert("workdir".to_owned(), workdir.as_str().into());
+        }
+        if let Ok(places) = runtime::mount_points(options)
+            && !places.is_empty()
+        {
+            extra.insert("mount_points".to_owned(), places.into());
         }
         extra
     }

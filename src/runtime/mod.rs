@@ -202,6 +202,11 @@ pub fn capabilities(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     Ok(spec::caps::choose(&options.cap_add, &options.cap_drop, own)?.0)
 }
 
+/// Where `-v`, `--mount` and `--tmpfs` put something: absolute paths in the container.
+pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
+    spec::mount_points(options)
+}
+
 /// Early check of what an image has no say in, so that a typo costs no unpacking.
 ///
 /// # Errors

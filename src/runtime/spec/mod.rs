@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::{RunOptions, RuntimeError};
 use crate::model::ImageConfig;
 
+pub use mounts::mount_points;
 pub use signals::signal_number;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

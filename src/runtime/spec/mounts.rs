@@ -81,6 +81,13 @@ pub fn wanted(options: &RunOptions) -> Result<Wanted, RuntimeError> {
     Ok(all)
 }
 
+/// Where [`wanted`] mounts and makes directories.
+pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
+    let all = wanted(options)?;
+    let mounts = all.mounts.iter().map(|mount| destination(mount).to_owned());
+    Ok(mounts.chain(all.directories).collect())
+}
+
 fn no(option: &str, value: &str, why: &str) -> RuntimeError {
     RuntimeError::Option { option: option.into(), value: value.into(), why: why.into() }
 }
