@@ -7,6 +7,7 @@ mod images_corpus;
 mod layering;
 mod main_job;
 mod network;
+mod options;
 mod record;
 mod script;
 mod seccomp;
