@@ -55,6 +55,9 @@ impl Place {
     }
 }
 
+/// A shell command and what it has to print.
+type Asked = (&'static str, &'static str);
+
 #[test]
 fn options_of_docker_run_mean_what_they_mean_there() {
     if !have(&NEEDS) {
@@ -108,7 +111,7 @@ fn options_of_docker_run_mean_what_they_mean_there() {
         "seccomp=unconfined",
     ];
     let third = ["-u", "1234", "-v", "data:/srv/data", "-w", "/srv"];
-    let cases: [(&[&str], &[(&str, &str)]); 4] = [
+    let cases: [(&[&str], &[Asked]); 4] = [
         (
             &first,
             &[
