@@ -416,7 +416,13 @@ impl<'a> Play<'a> {
             // The service may need its time to get well: what counts is what it comes to.
             let until = Instant::now() + play.input.spec.timeout.min(Duration::from_secs(20));
             let text = loop {
-                let Some(ended) = play.pod.health()? else { return Ok(((), None)) };
+                let ended = match play.pod.health() {
+                    Ok(None) => return Ok(((), None)),
+                    Ok(Some(ended)) => ended,
+                    // Its own end is no error, also where it comes while a check is on its way in.
+                    Err(_) if play.pod.ended().is_some() => break "not running".to_owned(),
+                    Err(error) => return Err(error.into()),
+                };
                 let healthy = ended == Ended::Exited(0);
                 let over = Instant::now() > until || play.pod.ended().is_some();
                 if healthy || over || runtime::interrupted() {

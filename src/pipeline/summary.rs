@@ -136,7 +136,7 @@ impl Summary {
             output: None,
             policy: policy.clone(),
             script: None,
-            recordings: 0,
+            recordings: profile.runs.len() as u64,
             findings: Vec::new(),
             warnings: Vec::new(),
         }

@@ -68,7 +68,8 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     if spec.run.recorder == RecorderChoice::None {
         return work.close_unrecorded(summary, failure);
     }
-    if spec.profile_only || (failure.is_some() && !spec.keep_going) {
+    let bad = failure.is_some() || !profile.is_complete();
+    if spec.profile_only || (bad && !spec.keep_going) {
         work.close(&profile, &mut summary, None)?;
         return Ok(Traced { summary, failure: failure.or(incomplete(&profile, spec)) });
     }

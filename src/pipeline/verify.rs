@@ -109,12 +109,21 @@ fn exercise(
         let last = std::fs::read(&log).map(|bytes| last_line(&bytes)).unwrap_or_default();
         findings.push(finding("script", format!("on the slim image: {}{last}", brief(failure))));
     }
+    let mut warnings = outcome.warnings;
     if !outcome.record.complete && spec.recorder != super::RecorderChoice::None {
-        findings
-            .push(finding("recorder", "the record of the slim image's run is incomplete".into()));
+        let what = format!(
+            "the record of the slim image's run is incomplete: {}",
+            super::list_losses(&outcome.record.losses)
+        );
+        // What the original lost as well is no difference, and is reported as its loss.
+        if candidate.profile.is_complete() {
+            findings.push(finding("recorder", what));
+        } else {
+            warnings.push(what);
+        }
     }
     findings.extend(other_outcomes(candidate.outcomes, &outcome.outcomes));
-    Ok((findings, outcome.warnings))
+    Ok((findings, warnings))
 }
 
 fn brief(failure: &PipelineError) -> String {

@@ -31,8 +31,11 @@ use reader::Reader;
 
 pub use probe::probe;
 
-/// Bytes of the ring between kernel and reader.
+/// Bytes of the ring between kernel and reader. What finds it full is counted (`ring_full`).
 const RING_BYTES: u32 = 16 << 20;
+/// Tasks (threads) below the cgroup that can be told apart at a time, twice the default `pid_max`. A
+/// further one is not recorded, and counted (`map_full`).
+const TASKS: u32 = 65_536;
 
 /// Why recording failed to start or to end.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +99,9 @@ pub(crate) struct Shared {
 /// Everything a recorder saw. Folding it needs no kernel.
 pub struct Recording {
     pub losses: Vec<Loss>,
+    /// fanotify events read: repeats that were silenced are none. For tests.
+    #[doc(hidden)]
+    pub events: u64,
     files: Vec<FileUse>,
     paths: Vec<PathUse>,
     calls: Vec<CallUse>,
@@ -110,23 +116,34 @@ impl Recorder {
     /// # Errors
     /// If the host lacks BPF, BTF, fanotify or cgroup v2, or slim the privilege for them.
     pub fn start(spec: RecorderSpec) -> Result<Self, RecordError> {
-        Self::start_with(spec, Group::new().map_err(fanotify_error)?)
+        Self::start_with(spec, Group::new().map_err(fanotify_error)?, (RING_BYTES, TASKS))
     }
 
     /// As [`Self::start`], with the kernel's default bound on the fanotify queue: for tests of what
     /// an overflow does.
     #[doc(hidden)]
     pub fn start_bounded(spec: RecorderSpec) -> Result<Self, RecordError> {
-        Self::start_with(spec, Group::new_bounded().map_err(fanotify_error)?)
+        let group = Group::new_bounded().map_err(fanotify_error)?;
+        Self::start_with(spec, group, (RING_BYTES, TASKS))
     }
 
-    fn start_with(spec: RecorderSpec, group: Group) -> Result<Self, RecordError> {
+    /// As [`Self::start`], with a small ring and room for few tasks: for tests of what is lost then.
+    #[doc(hidden)]
+    pub fn start_small(spec: RecorderSpec, ring: u32, tasks: u32) -> Result<Self, RecordError> {
+        Self::start_with(spec, Group::new().map_err(fanotify_error)?, (ring, tasks))
+    }
+
+    fn start_with(
+        spec: RecorderSpec,
+        group: Group,
+        (ring, tasks): (u32, u32),
+    ) -> Result<Self, RecordError> {
         let no_cgroup = |source| RecordError::NoCgroup { path: spec.cgroup.clone(), source };
         let cgroup = std::fs::File::open(&spec.cgroup).map_err(|e| no_cgroup(Some(e)))?;
         if !spec.cgroup.join("cgroup.procs").exists() {
             return Err(no_cgroup(None));
         }
-        let mut bpf = Bpf::load(RING_BYTES).map_err(host_error)?;
+        let mut bpf = Bpf::load(ring, tasks).map_err(host_error)?;
         let ring = bpf.ring()?;
         bpf.set_cgroup(cgroup.as_fd()).map_err(|error| {
             tracing::debug!(%error, "the cgroup was refused");
@@ -152,6 +169,8 @@ impl Recorder {
             phase: Phase::Start,
             overflows: 0,
             read_errors: 0,
+            nonsense: 0,
+            events: 0,
         };
         Self::spawn(reader, bpf, pid_ns)
     }
@@ -246,7 +265,7 @@ impl Recorder {
         let gathered = std::mem::take(&mut reader.gathered);
         let losses = losses(&reader, &gathered, kernel, died);
         let Gathered { files, paths, calls, mounts, .. } = gathered;
-        Ok(Recording { losses, files, paths, calls, mounts, overlays })
+        Ok(Recording { losses, events: reader.events, files, paths, calls, mounts, overlays })
     }
 
     /// True if the thread ended in order.
@@ -321,6 +340,7 @@ fn losses(reader: &Reader, gathered: &Gathered, kernel: [u64; 4], died: bool) ->
     let counted = [
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
+        ("event_unreadable", reader.nonsense, "an event of the BPF recorder makes no sense"),
         ("ring_full", ring_full, "events found the ring full"),
         ("map_full", map_full, "tasks found the table of tasks full"),
         ("string_fault", string_fault, "a call's path could not be read"),
@@ -344,6 +364,10 @@ fn host_error(error: BpfError) -> RecordError {
         BpfError::NoBtf(_) => (
             "the kernel has no type information (/sys/kernel/btf/vmlinux)".to_owned(),
             "use a kernel built with CONFIG_DEBUG_INFO_BTF (Debian 11, Ubuntu 20.10, RHEL 8 and later have it)",
+        ),
+        BpfError::Architecture => (
+            error.to_string(),
+            "trace on an x86_64 machine, or with --recorder none for a baseline",
         ),
         other => (
             format!("{other}"),

@@ -1,6 +1,6 @@
 //! What this host offers a recorder, for `slim doctor`.
 
-use super::{RING_BYTES, fanotify_error, host_error};
+use super::{RING_BYTES, TASKS, fanotify_error, host_error};
 use crate::sys::bpf::Bpf;
 use crate::sys::fanotify::Group;
 
@@ -24,7 +24,7 @@ pub fn probe() -> Vec<(String, Result<String, String>)> {
             "/sys/kernel/btf/vmlinux: {error}; use a kernel built with CONFIG_DEBUG_INFO_BTF"
         )),
     };
-    let bpf = Bpf::load(RING_BYTES)
+    let bpf = Bpf::load(RING_BYTES, TASKS)
         .and_then(|mut bpf| bpf.attach())
         .map(|()| "programs load and attach to their tracepoints".to_owned())
         .map_err(|error| chain(&host_error(error)));

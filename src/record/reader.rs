@@ -32,6 +32,10 @@ pub struct Reader {
     pub phase: Phase,
     pub overflows: u64,
     pub read_errors: u64,
+    /// Events of the BPF side that could not be parsed.
+    pub nonsense: u64,
+    /// fanotify events read.
+    pub events: u64,
 }
 
 /// Runs until `stop` is written to.
@@ -87,10 +91,10 @@ impl Reader {
     }
 
     fn drain_ring(&mut self) {
-        let gathered = &mut self.gathered;
+        let (gathered, nonsense) = (&mut self.gathered, &mut self.nonsense);
         self.ring.drain(|raw| match parse_event(raw) {
             Some(event) => gathered.apply(event, is_mount),
-            None => tracing::warn!("an event of the BPF recorder makes no sense"),
+            None => *nonsense += 1,
         });
         for (namespace, pid) in std::mem::take(&mut gathered.look_at) {
             if let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) {
@@ -100,6 +104,7 @@ impl Reader {
     }
 
     fn opened(&mut self, event: &FanotifyEvent) {
+        self.events += 1;
         let what = seen(event);
         if what.overflow {
             self.overflows += 1;
@@ -168,7 +173,7 @@ impl Reader {
         let name = name.strip_suffix(b" (deleted)").unwrap_or(&name).to_vec();
         let identity = nix::sys::stat::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
         let mut stripped = None;
-        for root in &self.roots {
+        for root in self.roots.iter().rev() {
             let below = strip(&name, root).or_else(|| strip(&name, &without_proc(root)?));
             let inside = below.clone().unwrap_or_else(|| name.clone());
             let real = root.join(Path::new(std::ffi::OsStr::from_bytes(&inside[1..])));

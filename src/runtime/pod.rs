@@ -266,12 +266,24 @@ impl Pod {
                 inner.http_answers(port, path)
             }
             Ready::Log(_) => watch.is_some_and(|watch| watch.matched().unwrap_or(false)),
-            Ready::Healthy => running && self.health()? == Some(Ended::Exited(0)),
+            Ready::Healthy => {
+                running && self.unless_ended(self.health())?.flatten() == Some(Ended::Exited(0))
+            }
             Ready::Exec(command) => {
                 let words = control::shell_words(command);
-                running && inner.quiet_exec(Work::Exec, &words, None)? == Ended::Exited(0)
+                let asked = || inner.quiet_exec(Work::Exec, &words, None);
+                running && self.unless_ended(asked())? == Some(Ended::Exited(0))
             }
         })
+    }
+
+    /// A container that ends while a command is on its way into it fails that command only.
+    fn unless_ended<T>(&self, result: Result<T, RuntimeError>) -> Result<Option<T>, RuntimeError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(_) if self.ended().is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn lowest_tcp(&self) -> Option<u16> {

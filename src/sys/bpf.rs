@@ -29,6 +29,10 @@ pub enum BpfError {
     Load(#[from] EbpfError),
     #[error("BPF program {name} was refused")]
     Program { name: &'static str, source: ProgramError },
+    #[error("BPF program {name} was refused: {said}")]
+    Verifier { name: &'static str, said: String, source: std::io::Error },
+    #[error("slim records by BPF on x86_64 only; {} is not there yet", std::env::consts::ARCH)]
+    Architecture,
     #[error("BPF map {name}")]
     Map { name: &'static str, source: MapError },
     #[error("the BPF object has no {0}")]
@@ -41,20 +45,25 @@ pub struct Bpf {
 }
 
 impl Bpf {
-    /// Loads the object with `ring_bytes` (a power of two) for events.
+    /// Loads the object with `ring_bytes` (a power of two) for events and room for `tasks` tasks.
     ///
     /// Needs `CAP_BPF` and `CAP_PERFMON` (Linux 5.8), or `CAP_SYS_ADMIN`, and BTF.
-    pub fn load(ring_bytes: u32) -> Result<Self, BpfError> {
+    pub fn load(ring_bytes: u32, tasks: u32) -> Result<Self, BpfError> {
+        // the object reads arguments from x86's registers
+        if !cfg!(target_arch = "x86_64") {
+            return Err(BpfError::Architecture);
+        }
         let btf = Btf::from_sys_fs().map_err(BpfError::NoBtf)?;
-        let mut ebpf =
-            EbpfLoader::new().btf(Some(&btf)).map_max_entries("ring", ring_bytes).load(OBJECT)?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("ring", ring_bytes).map_max_entries("threads", tasks);
+        let mut ebpf = loader.btf(Some(&btf)).load(OBJECT)?;
         for (name, tracepoint, optional) in PROGRAMS {
             let program = ebpf.program_mut(name).ok_or(BpfError::Absent(name))?;
             let program: &mut BtfTracePoint =
                 program.try_into().map_err(|source| BpfError::Program { name, source })?;
             match program.load(tracepoint, &btf) {
                 Err(error) if optional => tracing::debug!(%error, name, "not loaded"),
-                other => other.map_err(|source| BpfError::Program { name, source })?,
+                other => other.map_err(|error| refused(name, error))?,
             }
         }
         Ok(Self { ebpf })
@@ -151,6 +160,24 @@ impl Bpf {
     }
 }
 
+/// A verifier's log has megabytes; its last lines say what it did not like.
+fn refused(name: &'static str, error: ProgramError) -> BpfError {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return BpfError::Program { name, source: error };
+    };
+    let log = verifier_log.to_string();
+    tracing::debug!(name, log, "the verifier's whole log");
+    BpfError::Verifier { name, said: end_of(&log), source: io_error }
+}
+
+/// The last lines of a log, at most three and 500 bytes, as one.
+fn end_of(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = lines[lines.len().saturating_sub(3)..].join(" | ");
+    let cut = (text.len().saturating_sub(500)..).find(|at| text.is_char_boundary(*at));
+    text[cut.unwrap_or(0)..].to_owned()
+}
+
 /// The ring of events.
 pub struct Ring(RingBuf<MapData>);
 
@@ -166,5 +193,38 @@ impl Ring {
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifiers_refusal_is_told_in_short() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // the kernel would not look at the program
+        }
+        let btf = Btf::from_sys_fs().unwrap();
+        let mut ebpf = EbpfLoader::new().btf(Some(&btf)).load(OBJECT).unwrap();
+        let program: &mut BtfTracePoint =
+            ebpf.program_mut("slim_fork").unwrap().try_into().unwrap();
+        // a tracepoint with fewer arguments than the program reads
+        let error = program.load("sched_process_free", &btf).unwrap_err();
+        let BpfError::Verifier { name, said, .. } = refused("slim_fork", error) else {
+            panic!("another error")
+        };
+        let text = format!("{name} {said}");
+        assert!(text.contains("slim_fork") && text.contains("processed"), "{text}");
+        assert!(text.len() < 600, "{text}");
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_told() {
+        let log =
+            "0: (b7) r0 = 0\n".repeat(200_000) + "R1 invalid mem access\nprocessed 9 insns\n\n";
+        assert_eq!(end_of(&log), "0: (b7) r0 = 0 | R1 invalid mem access | processed 9 insns");
+        assert_eq!(end_of(&"é".repeat(1000)).len(), 500);
+        assert_eq!(end_of(""), "");
     }
 }

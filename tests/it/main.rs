@@ -5,6 +5,7 @@ mod container;
 mod images;
 mod images_corpus;
 mod layering;
+mod losses;
 mod main_job;
 mod network;
 mod options;

@@ -2,34 +2,35 @@
 
 use std::path::Path;
 
+use crate::support::image::{ImageFixture, LayerFixture};
 use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
 
-const NEEDS: [Need; 4] =
+pub const NEEDS: [Need; 4] =
     [Need::Root, Need::Program("umoci"), Need::Program("skopeo"), Need::Program("ldd")];
 
-struct Place {
+pub struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new(config: &[&str]) -> Self {
+    pub fn new(config: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("slim-it-").tempdir_in("/var/tmp").unwrap();
         host_image(folder.path(), config);
         Self { folder }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    fn trace(&self, args: &[&str], text: &str) -> (i32, String) {
+    pub fn trace(&self, args: &[&str], text: &str) -> (i32, String) {
         let script = script(self.path(), "coverage.sh", text);
         let mut command = slim(self.path());
         command.args(["trace", "--image", "oci:image", "--store", "store"]).args(args);
         outcome(&command.arg("--").arg(script).output().unwrap())
     }
 
-    fn out(&self, name: &str) -> std::path::PathBuf {
+    pub fn out(&self, name: &str) -> std::path::PathBuf {
         self.path().join("slim-out").join(name)
     }
 }
@@ -55,6 +56,11 @@ fn an_image_and_a_script_go_in_and_a_slim_image_comes_out() {
     assert_eq!(summary["verified"], serde_json::json!({"static": true, "dynamic": true}));
     assert_eq!(summary["losses"], serde_json::json!([]));
     let profile = json(&place.out("profile.json"));
+    let schema =
+        json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/slim.profile.v1.schema.json"));
+    let schema = jsonschema::validator_for(&schema).unwrap();
+    let wrong: Vec<String> = schema.iter_errors(&profile).map(|e| e.to_string()).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
     for (path, kept) in [
         ("/srv/data/used", true),
         ("/srv/link", true),
@@ -168,6 +174,32 @@ fn the_container_decides_readiness_and_death() {
 }
 
 #[test]
+fn a_container_that_ends_in_the_script_is_not_asked_for_its_health() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let place = Place::new(&[]);
+    let layer = LayerFixture::of_tar(std::fs::read(place.path().join("root.tar")).unwrap());
+    let layout = ImageFixture::default().layer(layer).config(serde_json::json!({
+        "Cmd": ["/bin/sh", "-c", "while ! test -e /tmp/end; do sleep 0.1; done"],
+        "Healthcheck": { "Test": ["CMD-SHELL", "true"] },
+    }));
+    let layout = layout.write(place.path());
+    sh("rm", &["-r", place.path().join("image").to_str().unwrap()]);
+    std::fs::rename(layout, place.path().join("image")).unwrap();
+    for code in [0, 5] {
+        let text = format!("$SLIM_EXEC sh -c '> /tmp/end'; sleep 0.5; exit {code}");
+        let (got, said) = place.trace(&[], &text);
+        assert_eq!(got, code, "{said}");
+        let profile = json(&place.out("profile.json"));
+        let run = profile["runs"].as_object().unwrap().values().next().unwrap();
+        let phases = run["phases"].as_array().unwrap();
+        let health = phases.iter().find(|p| p["name"] == "health before the stop").unwrap();
+        assert_eq!(health["outcome"], "not running", "{phases:?}");
+    }
+}
+
+#[test]
 fn globs_keep_and_drop_and_must_match() {
     if !have(&NEEDS) {
         return;
@@ -237,7 +269,7 @@ fn verification_catches_mutations() {
 }
 
 /// Changes the root file system of a layout with a shell command; `{}` is its root.
-fn mutate(place: &Place, layout: &Path, change: &str) {
+pub fn mutate(place: &Place, layout: &Path, change: &str) {
     let bundle = place.path().join("mutant");
     let index = json(&layout.join("index.json"));
     let annotations = &index["manifests"][0]["annotations"];

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -136,6 +136,9 @@ fn fill(lower: &Path) {
         fs::create_dir_all(lower.join(dir)).unwrap();
     }
     fs::copy(tool(), lower.join("bin/tool")).unwrap();
+    fs::copy(tool(), lower.join("bin/other")).unwrap();
+    fs::write(lower.join("bin/script"), "#!/bin/other sleep\n").unwrap();
+    fs::set_permissions(lower.join("bin/script"), fs::Permissions::from_mode(0o755)).unwrap();
     for file in [
         "etc/passwd",
         "etc/conf",
@@ -189,6 +192,8 @@ struct Seen {
     losses: Vec<Loss>,
     /// By fanotify alone.
     opened: Vec<(String, String)>,
+    /// fanotify events read.
+    events: u64,
 }
 
 impl Seen {
@@ -202,7 +207,12 @@ impl Seen {
             extra: Extra::new(),
         });
         recording.fold(&mut profile, tree, &run());
-        Self { profile, losses: recording.losses.clone(), opened: recording.opened() }
+        Self {
+            profile,
+            losses: recording.losses.clone(),
+            opened: recording.opened(),
+            events: recording.events,
+        }
     }
 
     /// `kind/phase` of every use of a file, sorted.
@@ -266,7 +276,8 @@ fn every_kind_of_use_is_recorded_with_who_did_it() {
         "",
         "open /etc/passwd open /usr/lib/b stat /lib/link cd /usr opath lib/b lack /etc/none \
          lack /nowhere/x create /tmp/new chmod /etc/conf unlink /etc/old lack /etc/old \
-         openat /srv data/x bindsock /tmp/s",
+         openat /srv data/x bindsock /tmp/s \
+         sleep 300", // its mounts are read while it lives
     );
     assert!(scene.recorder().wait_entry(Duration::ZERO));
     let seen = scene.finish();
@@ -297,7 +308,9 @@ fn every_kind_of_use_is_recorded_with_who_did_it() {
 #[test]
 fn what_the_runtime_opened_first_still_counts_for_the_application() {
     let Some(scene) = Scene::new("runtime") else { return };
-    scene.run("main", "open /etc/passwd open /usr/lib/a stat /etc/conf", "open /etc/passwd");
+    // the kernel merges what one process opens while the queue is not read
+    let before = "open /etc/passwd open /usr/lib/a stat /etc/conf sleep 300";
+    scene.run("main", before, "open /etc/passwd");
     let seen = scene.finish();
     seen.lost_nothing();
     assert_eq!(seen.uses("/etc/passwd"), ["open/start"]);
@@ -350,7 +363,8 @@ fn both_names_of_a_hard_link_are_seen() {
 #[test]
 fn paths_through_a_bind_mount_and_in_a_chroot_are_the_images() {
     let Some(scene) = Scene::new("bind") else { return };
-    scene.run("main", "bind /srv/data /mnt", "open /mnt/x chroot /jail open /etc/in stat /etc/in");
+    let app = "open /mnt/x chroot /jail open /etc/in stat /etc/in sleep 300";
+    scene.run("main", "bind /srv/data /mnt", app);
     let seen = scene.finish();
     seen.lost_nothing();
     seen.opened("/srv/data/x", "open/start");
@@ -373,7 +387,8 @@ fn a_container_that_was_chrooted_is_seen_as_well() {
 #[test]
 fn refused_unknown_and_32_bit_calls_are_told_apart() {
     let Some(scene) = Scene::new("calls") else { return };
-    scene.run("main", "", "refuse compat call 1000");
+    // no number below zero is a call
+    scene.run("main", "", "refuse compat call -1 call 1000 call -38");
     let seen = scene.finish();
     assert_eq!(seen.call("x86_64", "getppid"), ["refused:EPERM"]);
     assert_eq!(seen.call("x86", "getpid"), ["call"]);
@@ -417,4 +432,100 @@ fn an_overflow_of_the_queue_is_a_loss() {
     drop(hold);
     let seen = scene.finish();
     assert!(seen.losses.iter().any(|l| l.kind == "fanotify_overflow"), "{:?}", seen.losses);
+}
+
+#[test]
+fn a_plain_open_does_not_hide_a_later_exec() {
+    let Some(scene) = Scene::new("exec") else { return };
+    scene.run("main", "", "open /bin/other sleep 300 exec /bin/other open /usr/lib/a");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.opened("/bin/other", "open/start");
+    seen.opened("/bin/other", "exec/start");
+}
+
+#[test]
+fn the_interpreter_of_a_script_is_executed_too() {
+    let Some(scene) = Scene::new("script") else { return };
+    scene.run("main", "", "exec /bin/script open /usr/lib/a");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    for path in ["/bin/script", "/bin/other"] {
+        seen.opened(path, "exec/start");
+    }
+    seen.opened("/usr/lib/a", "open/start");
+}
+
+#[test]
+fn an_exec_by_another_thread_than_the_leader_is_the_processs() {
+    let Some(scene) = Scene::new("thread") else { return };
+    scene.run("main", "", "threadexec /bin/other child 2 open /usr/lib/a open /usr/lib/b");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.opened("/bin/other", "exec/start");
+    for path in ["/usr/lib/a", "/usr/lib/b"] {
+        seen.opened(path, "open/start");
+        let cell = &seen.profile.files[&RootPath::parse(path.as_bytes()).unwrap()];
+        let by = cell.access[kind::OPEN].values().next().unwrap();
+        assert_eq!(by.exe, "/bin/other");
+    }
+}
+
+#[test]
+fn repeats_are_silenced_and_files_with_two_names_are_not() {
+    let events = |name: &str, path: &str| {
+        let scene = Scene::new(name)?;
+        scene.run("main", "", &format!("open {path} sleep 300 again {path} 20000"));
+        let seen = scene.finish();
+        seen.lost_nothing();
+        Some(seen.events)
+    };
+    let Some(once) = events("once", "/usr/lib/a") else { return };
+    let audible = events("audible", "/etc/conf").unwrap();
+    // the queue merges what is not read in time: 20,000 are not to be expected
+    assert!(once < 20 && audible > 100, "{once} and {audible} events");
+}
+
+#[test]
+fn a_full_ring_and_a_full_table_of_tasks_are_losses() {
+    let kinds = |name: &str, ring, tasks, app: &str| {
+        let scene = Scene::with(name, |spec| Recorder::start_small(spec, ring, tasks))?;
+        let hold = scene.recorder().hold();
+        let mut main = scene.start("main", "pivot", "", app);
+        assert!(main.wait().unwrap().success());
+        drop(hold);
+        let seen = scene.finish();
+        Some(seen.losses.into_iter().map(|l| l.kind).collect::<Vec<_>>())
+    };
+    let Some(lost) = kinds("ring", 65_536, 1000, "many /tmp 2000") else { return };
+    assert!(lost.iter().any(|kind| kind == "ring_full"), "{lost:?}");
+    let lost = kinds("tasks", 1 << 20, 2, "fork fork fork open /usr/lib/a").unwrap();
+    assert!(lost.iter().any(|kind| kind == "map_full"), "{lost:?}");
+}
+
+#[test]
+fn an_open_that_nobody_answers_for_is_kept_and_is_a_loss() {
+    let place = tempfile::tempdir().unwrap();
+    let (go, done) = (place.path().join("go"), place.path().join("done"));
+    // Nobody's child before the recorder starts: neither in the cgroup nor a helper of slim.
+    let text = format!(
+        "(while [ ! -s {0} ]; do sleep 0.05; done; cat $(cat {0}) >/dev/null; : >{1}) &",
+        go.display(),
+        done.display()
+    );
+    assert!(Command::new("sh").args(["-c", &text]).status().unwrap().success());
+    let scene = Scene::new("nobody");
+    let path = scene.as_ref().map(|s| s.root().join("usr/lib/a")).unwrap_or("/dev/null".into());
+    let hold = scene.as_ref().map(|s| s.recorder().hold());
+    fs::write(&go, path.to_str().unwrap()).unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while !done.exists() && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(hold); // who opened it is dead
+    let Some(scene) = scene else { return };
+    let seen = scene.finish();
+    let kinds: Vec<_> = seen.losses.iter().map(|l| (l.kind.as_str(), l.number)).collect();
+    assert_eq!(kinds, [("unattributed", 1)]);
+    seen.opened("/usr/lib/a", "open/start");
 }

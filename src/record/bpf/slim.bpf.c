@@ -82,10 +82,10 @@ struct config {
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct config); } config SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_CGROUP_ARRAY); __uint(max_entries, 1); __uint(key_size, 4); __uint(value_size, 4); } run SEC(".maps");
-// cgroup id → role
-struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 4096); __type(key, u64); __type(value, u32); } roles SEC(".maps");
+// cgroup id → role; each exec has a leaf of its own, and an hour has many. Adding to a full one is an error.
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 65536); __type(key, u64); __type(value, u32); } roles SEC(".maps");
 // super block device → 1, for the overlays watched
-struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 4096); __type(key, u32); __type(value, u32); } overlays SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 16384); __type(key, u32); __type(value, u32); } overlays SEC(".maps");
 // slim's own helpers outside the cgroup, by process id in the reader's namespace
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 16384); __type(key, u32); __type(value, u32); } hosts SEC(".maps");
 
@@ -407,7 +407,10 @@ static __noinline int path_used(struct use *u, struct pt_regs *regs, struct thre
 		u16 family = 0;
 		ptr = arg(regs, u->arch, c->sockaddr - 1);
 		if (!ptr) return 0;
-		bpf_probe_read_user(&family, sizeof(family), (void *)ptr);
+		if (bpf_probe_read_user(&family, sizeof(family), (void *)ptr)) {
+			if (u->ret >= 0) lose(STRING_FAULT);
+			return 0;
+		}
 		if (family != 1) return 0; // AF_UNIX
 		ptr += 2;
 		dir = 0;
@@ -509,6 +512,7 @@ static __always_inline void note_call(struct thread *t, u8 kind, u32 arch, u32 n
 	u32 at = (arch * PHASES + phase_of(t)) * CALLS + (nr < CALLS ? nr : CALLS - 1);
 	u64 *bits = bpf_map_lookup_elem(&seen_calls, &at);
 	struct out *o;
+	if ((s32)nr < 0) return; // no call: the kernel answers ENOSYS to every negative number
 	if (!bits || (*bits & bit)) return;
 	o = out();
 	if (!o) return;

@@ -6,6 +6,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +40,15 @@ static void refuse_getppid(void)
 	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
 	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0, "seccomp");
 	syscall(SYS_getppid);
+}
+
+static char **thread_argv;
+
+static void *exec_in_thread(void *none)
+{
+	execv(thread_argv[0], thread_argv);
+	must(0, thread_argv[0]);
+	return none;
 }
 
 int main(int argc, char **argv)
@@ -99,7 +109,7 @@ int main(int argc, char **argv)
 		} else if (!strcmp(op, "refuse")) {
 			refuse_getppid();
 		} else if (!strcmp(op, "call")) {
-			syscall(atoi(a)), i++;
+			syscall(atol(a)), i++;
 		} else if (!strcmp(op, "compat")) { // getpid by the 32-bit table: 20
 			int ret;
 			__asm__ volatile("int $0x80" : "=a"(ret) : "a"(20) : "memory", "r8", "r9", "r10", "r11");
@@ -111,6 +121,17 @@ int main(int argc, char **argv)
 			int n = atoi(a), s;
 			if (fork()) { wait(&s); must(s == 0, "child"); i += n + 1; }
 			else { argc = i + n + 2; i++; }
+		} else if (!strcmp(op, "again")) { // PATH N
+			for (int n = 0; n < atoi(argv[i + 2]); n++) {
+				int fd = open(a, O_RDONLY);
+				must(fd >= 0, a), close(fd);
+			}
+			i += 2;
+		} else if (!strcmp(op, "threadexec")) { // exec, by a thread that is not the leader
+			pthread_t thread;
+			thread_argv = argv + i + 1;
+			must(pthread_create(&thread, 0, exec_in_thread, 0) == 0, op);
+			pause();
 		} else if (!strcmp(op, "exec")) {
 			execv(a, argv + i + 1);
 			must(0, a);
