@@ -26,7 +26,7 @@ pub enum EmitError {
     #[error("no space left for {}: free some, or choose another place with -o", path.display())]
     Full { path: PathBuf },
     /// SIGINT or SIGTERM came.
-    #[error("interrupted")]
+    #[error("interrupted; everything was stopped and nothing was written")]
     Interrupted,
     #[error("cannot write {}: choose a folder that can be written with -o", path.display())]
     Write { path: PathBuf, source: std::io::Error },

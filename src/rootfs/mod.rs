@@ -32,7 +32,7 @@ pub enum RootfsError {
     #[error("{what}: {why}; {way_out}")]
     Host { what: String, why: String, way_out: String },
     /// SIGINT or SIGTERM came.
-    #[error("interrupted")]
+    #[error("interrupted; everything was stopped and nothing was written")]
     Interrupted,
     /// A file of the store cannot be read or written: exit 4.
     #[error("cannot {what} {}", path.display())]

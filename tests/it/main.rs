@@ -8,6 +8,7 @@ mod layering;
 mod losses;
 mod main_job;
 mod network;
+mod options;
 mod record;
 mod script;
 mod seccomp;

@@ -133,7 +133,7 @@ fn a_script_that_cannot_run_is_a_usage_error() {
     let error = run(&folder.argv(), None, None, &|| false).expect_err("no interpreter");
     let text = error.to_string();
     assert!(matches!(&error, RuntimeError::Option { option, .. } if option == "SCRIPT"), "{text}");
-    assert!(text.contains("interpreter in its first line does not exist"), "{text}");
+    assert!(text.contains("the interpreter /no/such/interpreter"), "{text}");
     let error = run(&["/no/such".into()], None, None, &|| false).expect_err("no script");
     assert_eq!(error.to_string(), "SCRIPT \"/no/such\": no such file");
 }
