@@ -51,15 +51,9 @@ impl Cell {
         let hierarchies = Hierarchies::read()
             .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
         let name = format!("{}{}", cgroup::PREFIX, random_hex());
-        let cgroup = cgroup::make_run(&hierarchies, &name)?;
+        let cgroup = cgroup::run_dir(&hierarchies, &name)?;
         let started = start_helper(&name);
-        let (helper, socket) = match started {
-            Ok(pair) => pair,
-            Err(error) => {
-                hierarchies.remove_run(&name, Duration::ZERO);
-                return Err(cannot_start(&error.to_string()));
-            }
-        };
+        let (helper, socket) = started.map_err(|error| cannot_start(&error.to_string()))?;
         let inner = Arc::new(CellInner {
             name,
             hierarchies,
@@ -89,6 +83,7 @@ impl Cell {
             .map_err(|error| cannot_start(&error.to_string()))?;
         // The helper's first word has the id 0: namespaces and mounts are ready, or why not.
         inner.reply(0).map_err(|why| cannot_start(&why))?;
+        cgroup::make_run(&inner.cgroup)?;
         Ok(Self { inner })
     }
 

@@ -124,19 +124,26 @@ fn mount_unified() -> io::Result<()> {
     crate::sys::mount::cgroup2(target).map_err(|error| error.source)
 }
 
-/// Makes the run's cgroup of version 2.
-pub(super) fn make_run(hierarchies: &Hierarchies, name: &str) -> Result<PathBuf, RuntimeError> {
-    let host = |why: String| RuntimeError::Host {
+fn no_cgroup2(why: String) -> RuntimeError {
+    RuntimeError::Host {
         what: "control groups".into(),
         why,
         way_out: "mount cgroup2 (mount -t cgroup2 none /sys/fs/cgroup/unified) and run slim as \
                   root; inside a container that takes --privileged"
             .into(),
-    };
-    let root = hierarchies.unified.as_ref().ok_or_else(|| host("cgroup2 is not mounted".into()))?;
-    let dir = root.join(name);
-    fs::create_dir(&dir).map_err(|error| host(format!("mkdir({dir:?}): {error}")))?;
-    Ok(dir)
+    }
+}
+
+/// Where the run's cgroup of version 2 belongs.
+pub(super) fn run_dir(hierarchies: &Hierarchies, name: &str) -> Result<PathBuf, RuntimeError> {
+    let root = hierarchies.unified.as_ref();
+    Ok(root.ok_or_else(|| no_cgroup2("cgroup2 is not mounted".into()))?.join(name))
+}
+
+/// Makes the run's cgroup. Not before the helper whose name marks the run as live is there: somebody
+/// else's `slim clean` would take it for a dead run's.
+pub(super) fn make_run(dir: &Path) -> Result<(), RuntimeError> {
+    fs::create_dir(dir).map_err(|error| no_cgroup2(format!("mkdir({dir:?}): {error}")))
 }
 
 /// Kills every process in a cgroup of version 2 (`cgroup.kill` is Linux 5.14; before, one by one).

@@ -79,7 +79,7 @@ impl Scene {
         let root = at.join("root");
         mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .unwrap();
-        let cgroup = cgroup2().join(format!("slim-test-{name}-{}", std::process::id()));
+        let cgroup = cgroup2().join(format!("it-slim-{name}-{}", std::process::id()));
         for leaf in ["main", "unrecorded"] {
             fs::create_dir_all(cgroup.join(leaf)).unwrap();
         }
@@ -363,7 +363,7 @@ fn both_names_of_a_hard_link_are_seen() {
 #[test]
 fn paths_through_a_bind_mount_and_in_a_chroot_are_the_images() {
     let Some(scene) = Scene::new("bind") else { return };
-    let app = "open /mnt/x chroot /jail open /etc/in stat /etc/in sleep 300";
+    let app = "open /mnt/x sleep 300 chroot /jail open /etc/in stat /etc/in sleep 300";
     scene.run("main", "bind /srv/data /mnt", app);
     let seen = scene.finish();
     seen.lost_nothing();
