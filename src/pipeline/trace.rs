@@ -186,8 +186,10 @@ impl<'a> Work<'a> {
         };
         let outcome: Result<RunOutcome, _> = run(&input, self.reporter);
         if outcome.as_ref().is_err_and(|error| !matches!(error, PipelineError::Interrupted)) {
-            // Whatever the container said may be the only hint at why.
+            // Whatever the container said may be the only hint at why; an earlier trace's image
+            // beside it would pass for this one's.
             self.results.log(&self.log())?;
+            self.results.remove_products()?;
         }
         let outcome = outcome?;
         outcome.fold(profile, &self.rootfs.tree)?;

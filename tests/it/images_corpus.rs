@@ -16,13 +16,16 @@ const NAMES: &[&str] =
 
 fn corpus() -> Vec<(String, PathBuf)> {
     let Some(out) = std::env::var_os("CORPUS_OUT") else {
+        assert!(std::env::var_os("CI").is_none(), "would skip: CORPUS_OUT is not set");
         eprintln!("SKIP: CORPUS_OUT is not set");
         return Vec::new();
     };
     let only = std::env::var("CORPUS_ONLY").ok();
     let wanted = |name: &&&str| only.as_deref().is_none_or(|only| only == **name);
     let found = NAMES.iter().filter(wanted).map(|n| ((*n).to_owned(), Path::new(&out).join(n)));
-    found.filter(|(_, path)| path.join("oci/index.json").exists()).collect()
+    let found: Vec<_> = found.filter(|(_, path)| path.join("oci/index.json").exists()).collect();
+    assert!(!found.is_empty(), "no corpus image in {}", Path::new(&out).display());
+    found
 }
 
 fn run(command: &mut Command) {
