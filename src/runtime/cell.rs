@@ -30,6 +30,8 @@ pub(super) struct CellInner {
     pub name: String,
     pub hierarchies: Hierarchies,
     cgroup: PathBuf,
+    /// Tells `slim clean` that the run lives.
+    _held: std::fs::File,
     helper: Pid,
     socket: OwnedFd,
     state: Mutex<State>,
@@ -52,9 +54,10 @@ impl Cell {
             .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
         let name = format!("{}{}", cgroup::PREFIX, random_hex());
         let cgroup = cgroup::make_run(&hierarchies, &name)?;
-        let started = start_helper(&name);
-        let (helper, socket) = match started {
-            Ok(pair) => pair,
+        let held = cgroup::hold(&cgroup);
+        let started = held.and_then(|held| Ok((held, start_helper(&name)?)));
+        let (held, (helper, socket)) = match started {
+            Ok(started) => started,
             Err(error) => {
                 hierarchies.remove_run(&name, Duration::ZERO);
                 return Err(cannot_start(&error.to_string()));
@@ -64,6 +67,7 @@ impl Cell {
             name,
             hierarchies,
             cgroup,
+            _held: held,
             helper,
             socket,
             state: Mutex::default(),
@@ -124,8 +128,10 @@ pub(super) fn clean_cgroups() -> Result<Vec<String>, RuntimeError> {
     let hierarchies = Hierarchies::read()
         .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
     let mut removed = hierarchies.empty_runs();
-    removed
-        .retain(|name| !is_live(name) && hierarchies.remove_run(name, Duration::ZERO).is_empty());
+    removed.retain(|name| {
+        let held = hierarchies.unified.as_ref().is_some_and(|root| cgroup::is_held(root, name));
+        !held && !is_live(name) && hierarchies.remove_run(name, Duration::ZERO).is_empty()
+    });
     Ok(removed)
 }
 
