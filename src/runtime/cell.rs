@@ -22,6 +22,8 @@ use crate::sys::{passing, process};
 /// Enter it from a thread that lives as long as slim: the helper dies with the thread that made it.
 pub struct Cell {
     inner: Arc<CellInner>,
+    /// Tells the `slim clean` of another pid namespace that the run lives.
+    _held: std::fs::File,
 }
 
 /// What pods share of a cell.
@@ -84,7 +86,8 @@ impl Cell {
         // The helper's first word has the id 0: namespaces and mounts are ready, or why not.
         inner.reply(0).map_err(|why| cannot_start(&why))?;
         cgroup::make_run(&inner.cgroup)?;
-        Ok(Self { inner })
+        let held = cgroup::hold(&inner.cgroup).map_err(|error| cannot_start(&error.to_string()))?;
+        Ok(Self { inner, _held: held })
     }
 
     /// The run's cgroup v2 directory; leaves are made below it.
@@ -119,8 +122,10 @@ pub(super) fn clean_cgroups() -> Result<Vec<String>, RuntimeError> {
     let hierarchies = Hierarchies::read()
         .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
     let mut removed = hierarchies.empty_runs();
-    removed
-        .retain(|name| !is_live(name) && hierarchies.remove_run(name, Duration::ZERO).is_empty());
+    removed.retain(|name| {
+        let held = hierarchies.unified.as_ref().is_some_and(|root| cgroup::is_held(root, name));
+        !held && !is_live(name) && hierarchies.remove_run(name, Duration::ZERO).is_empty()
+    });
     Ok(removed)
 }
 

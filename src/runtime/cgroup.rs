@@ -146,6 +146,21 @@ pub(super) fn make_run(dir: &Path) -> Result<(), RuntimeError> {
     fs::create_dir(dir).map_err(|error| no_cgroup2(format!("mkdir({dir:?}): {error}")))
 }
 
+/// Locks a run's cgroup for as long as the descriptor lives: also a slim that does not see our
+/// processes (in another pid namespace) then knows that the run lives.
+pub(super) fn hold(dir: &Path) -> io::Result<fs::File> {
+    let dir = fs::File::open(dir)?;
+    rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockShared)?;
+    Ok(dir)
+}
+
+/// True if a live slim holds the run cgroup `name` below `root`.
+pub(super) fn is_held(root: &Path, name: &str) -> bool {
+    let dir = root.join(name.strip_suffix("-script").unwrap_or(name));
+    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    fs::File::open(dir).is_ok_and(|dir| rustix::fs::flock(&dir, lock).is_err())
+}
+
 /// Kills every process in a cgroup of version 2 (`cgroup.kill` is Linux 5.14; before, one by one).
 pub(super) fn kill_all(dir: &Path) {
     if fs::write(dir.join("cgroup.kill"), "1").is_ok() {

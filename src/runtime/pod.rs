@@ -267,13 +267,6 @@ impl Pod {
             }
             Ready::Log(_) => watch.is_some_and(|watch| watch.matched().unwrap_or(false)),
             Ready::Healthy => {
-                if inner.spec.config.healthcheck().is_none() {
-                    return Err(RuntimeError::Option {
-                        option: "--ready".into(),
-                        value: "healthy".into(),
-                        why: "the image has no health check".into(),
-                    });
-                }
                 running && self.unless_ended(self.health())?.flatten() == Some(Ended::Exited(0))
             }
             Ready::Exec(command) => {

@@ -310,6 +310,26 @@ fn two_traces_run_side_by_side() {
 }
 
 #[test]
+fn a_clean_that_sees_no_processes_leaves_a_live_run_alone() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    let script = script(place.path(), "coverage.sh", COVERAGE);
+    let mut command = slim(place.path());
+    command.args(["trace", "--image", "oci:image", "--store", "store", "--no-verify", "--"]);
+    let mut trace = command.arg(script).spawn().unwrap();
+    // In another pid namespace, as in a container, the run's processes are not to be seen.
+    while trace.try_wait().unwrap().is_none() {
+        let program = env!("CARGO_BIN_EXE_slim");
+        let store = place.path().join("other").display().to_string();
+        let inside = ["--pid", "--fork", "--mount-proc", program, "clean", "--store", &store];
+        sh("unshare", &inside);
+    }
+    assert!(trace.wait().unwrap().success());
+}
+
+#[test]
 fn kill_at_any_moment_leaves_nothing_running() {
     if !have(&NEEDS) {
         return;
