@@ -85,8 +85,7 @@ impl Cell {
             .map_err(|error| cannot_start(&error.to_string()))?;
         // The helper's first word has the id 0: namespaces and mounts are ready, or why not.
         inner.reply(0).map_err(|why| cannot_start(&why))?;
-        cgroup::make_run(&inner.cgroup)?;
-        let held = cgroup::hold(&inner.cgroup).map_err(|error| cannot_start(&error.to_string()))?;
+        let held = cgroup::make_run(&inner.cgroup)?;
         Ok(Self { inner, _held: held })
     }
 
@@ -123,8 +122,9 @@ pub(super) fn clean_cgroups() -> Result<Vec<String>, RuntimeError> {
         .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
     let mut removed = hierarchies.empty_runs();
     removed.retain(|name| {
-        let held = hierarchies.unified.as_ref().is_some_and(|root| cgroup::is_held(root, name));
-        !held && !is_live(name) && hierarchies.remove_run(name, Duration::ZERO).is_empty()
+        let claim = hierarchies.unified.as_ref().map(|root| cgroup::claim(root, name));
+        let Ok(_claimed) = claim.unwrap_or(Ok(None)) else { return false };
+        !is_live(name) && hierarchies.remove_run(name, Duration::ZERO).is_empty()
     });
     Ok(removed)
 }

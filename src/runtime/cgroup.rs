@@ -140,25 +140,39 @@ pub(super) fn run_dir(hierarchies: &Hierarchies, name: &str) -> Result<PathBuf, 
     Ok(root.ok_or_else(|| no_cgroup2("cgroup2 is not mounted".into()))?.join(name))
 }
 
-/// Makes the run's cgroup. Not before the helper whose name marks the run as live is there: somebody
-/// else's `slim clean` would take it for a dead run's.
-pub(super) fn make_run(dir: &Path) -> Result<(), RuntimeError> {
-    fs::create_dir(dir).map_err(|error| no_cgroup2(format!("mkdir({dir:?}): {error}")))
+/// Makes the run's cgroup and locks it for as long as the descriptor lives: also a `slim clean` that
+/// does not see our processes (in another pid namespace) then knows that the run lives. One that came
+/// between the two steps took the empty folder for a dead run's, so it is made again.
+///
+/// Not to be called before the helper whose name marks the run as live is there.
+pub(super) fn make_run(dir: &Path) -> Result<fs::File, RuntimeError> {
+    for _ in 0..100 {
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(no_cgroup2(format!("mkdir({dir:?}): {error}")));
+            }
+            _ => {}
+        }
+        let Ok(held) = fs::File::open(dir) else { continue };
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockShared)
+            .map_err(|errno| no_cgroup2(format!("flock({dir:?}): {errno}")))?;
+        if dir.is_dir() {
+            return Ok(held);
+        }
+    }
+    Err(no_cgroup2(format!("{dir:?} vanishes whenever it is made")))
 }
 
-/// Locks a run's cgroup for as long as the descriptor lives: also a slim that does not see our
-/// processes (in another pid namespace) then knows that the run lives.
-pub(super) fn hold(dir: &Path) -> io::Result<fs::File> {
-    let dir = fs::File::open(dir)?;
-    rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockShared)?;
-    Ok(dir)
-}
+/// A run cgroup is in use by a live slim.
+pub(super) struct Held;
 
-/// True if a live slim holds the run cgroup `name` below `root`.
-pub(super) fn is_held(root: &Path, name: &str) -> bool {
+/// The lock under which a dead run's cgroup may be removed; `None` where the cgroup is gone already.
+pub(super) fn claim(root: &Path, name: &str) -> Result<Option<fs::File>, Held> {
     let dir = root.join(name.strip_suffix("-script").unwrap_or(name));
+    let Ok(dir) = fs::File::open(dir) else { return Ok(None) };
     let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    fs::File::open(dir).is_ok_and(|dir| rustix::fs::flock(&dir, lock).is_err())
+    rustix::fs::flock(&dir, lock).map_err(|_| Held)?;
+    Ok(Some(dir))
 }
 
 /// Kills every process in a cgroup of version 2 (`cgroup.kill` is Linux 5.14; before, one by one).
