@@ -218,8 +218,22 @@ impl<'a> Play<'a> {
         let readiness = self.wait(&self.input.spec.ready.clone().unwrap_or(Ready::Default))?;
         let text = readiness_text(&readiness);
         self.outcomes.insert("restart", text.clone());
+        self.settle();
         self.pod.stop()?;
         Ok(((), Some(text)))
+    }
+
+    /// Where no port says that the container is up, its second start is given a moment to be recorded:
+    /// stopped at its first instruction it would show nothing, and pid 1 has no handler yet.
+    fn settle(&self) {
+        let config = &self.input.image.config;
+        if self.input.spec.ready.is_some() || !config.exposed_ports().is_empty() {
+            return;
+        }
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until && self.pod.ended().is_none() && !runtime::interrupted() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn fail(&mut self, error: PipelineError) {
