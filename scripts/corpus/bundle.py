@@ -141,8 +141,10 @@ class Bundle:
         env = dict(os.environ, SLIM_HOST="127.0.0.1", SLIM_WAIT="60")
         wrapper = self.dir + "/exec"
         with open(wrapper, "w") as f:
-            # crun 1.8 does not take the container's working directory for an exec by itself.
-            words = [self.runtime, "exec", "--cwd", self.spec["process"]["cwd"], self.id]
+            # crun 1.8 does not take the container's working directory and user for an exec by itself.
+            proc = self.spec["process"]
+            user = "%d:%d" % (proc["user"]["uid"], proc["user"]["gid"])
+            words = [self.runtime, "exec", "--cwd", proc["cwd"], "--user", user, self.id]
             if self.runtime == "crun":
                 f.write("#!/bin/sh\nexec unshare --mount --propagation private sh -c "
                         "'umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"' sh %s \"$@\"\n" % shlex.join(words))

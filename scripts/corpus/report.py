@@ -158,8 +158,9 @@ class Report:
         lost = text.count("not ok stretch")
         self.row[where] = "ok" + ("(-%d)" % lost if lost else "") if status == 0 else "FAIL"
         if status:
-            lines = [l for l in text.splitlines() if l.strip() and not l.startswith("ok ")]
-            self.fail("%s: %s" % (where, " | ".join(lines[-8:])))
+            lines = [l for l in text.splitlines() if l.strip() and not l.startswith(("ok ", "not ok stretch"))]
+            lost = [l for l in lines if l.startswith("not ok core")]
+            self.fail("%s: %s" % (where, " | ".join(lost[:4] + lines[-8:])))
 
     def runtime(self, runtime, slim, out):
         scripts = "%s/images/%s/" % (CORPUS, self.name)
