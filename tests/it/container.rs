@@ -538,9 +538,9 @@ fn nothing_outlives_a_killed_slim() {
     }
     // What may stay: empty cgroups and the socket, which the next clean-up removes.
     let name = cgroup.file_name().unwrap().to_string_lossy().into_owned();
+    // Another test's clean-up may have come first.
     let removed = runtime::clean_leftovers().unwrap();
-    assert!(removed.contains(&name), "{removed:?}");
-    assert!(!cgroup.exists());
+    assert!(!cgroup.exists(), "{name} is still there; removed were {removed:?}");
     let _ = fs::remove_dir_all(&known["dir"]);
 }
 
