@@ -1,7 +1,7 @@
 //! One file per subcommand: arguments in, one library call, text out.
 //!
-//! The only room that prints and the only one that knows `anyhow`-style chains: an error is printed
-//! once, with its causes, and becomes an exit code ([`crate::pipeline::exit`]).
+//! The only room that prints and the only one that knows chains of causes: an error is printed
+//! once, with them, and becomes an exit code ([`crate::pipeline::exit`]).
 
 mod build;
 mod doctor;

@@ -1,4 +1,4 @@
-//! Unpacks layers once into a content-addressed store, indexes them into a `Tree`, mounts overlays.
+//! Unpacks layers once into a content-addressed store, indexes them into a `Tree`.
 //!
 //! A layer's folder holds it as a lower directory of overlayfs; how layers add up is `oci::apply`'s
 //! business, what runs on them `runtime`'s.
@@ -19,7 +19,7 @@ mod writer;
 pub use housekeeping::{Cleaned, StoredLayer};
 pub use store::{RunDir, Store};
 
-/// Why layers could not be unpacked, indexed or mounted.
+/// Why layers could not be unpacked or indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
     /// The image is bad: exit 3.
@@ -90,37 +90,6 @@ pub fn index(image: &Image) -> Result<Tree, RootfsError> {
         stream.finish()?;
     }
     Ok(stack.into_tree())
-}
-
-/// Mounts `lowers` (lowest first) with `upper` and `work` at `target`; any number of layers.
-///
-/// `fsopen(2)` and `fsconfig(2)` with `lowerdir+`: Linux 6.5, one call per layer, so that the length
-/// of the paths does not matter. Needs `CAP_SYS_ADMIN`.
-pub fn mount_overlay(
-    lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    target: &Path,
-) -> Result<(), RootfsError> {
-    use rustix::mount as sys;
-    let error = |what: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |errno: rustix::io::Errno| RootfsError::io(what, &path, errno)
-    };
-    let fs = sys::fsopen("overlay", sys::FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(error("open an overlay for", target))?;
-    // overlayfs wants the topmost layer first.
-    for lower in lowers.iter().rev() {
-        sys::fsconfig_set_string(&fs, "lowerdir+", lower).map_err(error("stack", lower))?;
-    }
-    sys::fsconfig_set_string(&fs, "upperdir", upper).map_err(error("write changes to", upper))?;
-    sys::fsconfig_set_string(&fs, "workdir", work).map_err(error("use as work folder", work))?;
-    sys::fsconfig_create(&fs).map_err(error("make an overlay for", target))?;
-    let mount = sys::fsmount(&fs, sys::FsMountFlags::FSMOUNT_CLOEXEC, sys::MountAttrFlags::empty())
-        .map_err(error("mount an overlay at", target))?;
-    let flags = sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    sys::move_mount(&mount, "", rustix::fs::CWD, target, flags)
-        .map_err(error("mount an overlay at", target))
 }
 
 /// What an upper directory holds beyond `tree`: created, changed and removed paths.

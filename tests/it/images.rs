@@ -9,8 +9,9 @@ use slim::emit::{ImageFormat, write_image};
 use slim::model::{KeepSet, Node, NodeKind, Reason, RootPath, Tree};
 use slim::oci::Image;
 use slim::oci::layer::EntryKind;
-use slim::rootfs::{Store, changes, index, mount_overlay};
+use slim::rootfs::{Store, changes, index};
 use slim::source::SourceError;
+use slim::sys::mount::overlay;
 
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 
@@ -147,7 +148,7 @@ fn round_trip(fixture: &ImageFixture, what: &str) -> Tree {
         path
     };
     let (upper, work, merged) = (make("upper"), make("work"), make("merged"));
-    mount_overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
+    overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
     let unmount = Unmount(&merged);
     on_disk(&rootfs.tree, &merged, what);
     drop(unmount);
@@ -485,7 +486,7 @@ fn the_upper_directory_tells_what_changed() {
         run.path.join(name)
     };
     let (upper, work, merged) = (make("upper"), make("work"), make("merged"));
-    mount_overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
+    overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
     let unmount = Unmount(&merged);
     std::fs::write(merged.join("d/a"), "changed").unwrap();
     std::fs::remove_file(merged.join("d/b")).unwrap();
@@ -535,7 +536,7 @@ fn a_store_on_overlayfs_is_covered_with_a_tmpfs_and_says_so() {
         dir.path().join(name)
     };
     let (lower, upper, work, merged) = (make("l"), make("u"), make("w"), make("m"));
-    mount_overlay(&[lower], &upper, &work, &merged).unwrap();
+    overlay(&[lower], &upper, &work, &merged).unwrap();
     let outer = Unmount(&merged);
     let path = merged.join("store");
     let store = Store::open(Some(&path)).unwrap();
@@ -548,7 +549,7 @@ fn a_store_on_overlayfs_is_covered_with_a_tmpfs_and_says_so() {
         run.path.join(name)
     };
     let (upper, work, root) = (inside("u"), inside("w"), inside("m"));
-    mount_overlay(&rootfs.lowers, &upper, &work, &root).unwrap();
+    overlay(&rootfs.lowers, &upper, &work, &root).unwrap();
     let inner = Unmount(&root);
     on_disk(&rootfs.tree, &root, "on a tmpfs");
     drop((inner, covered, outer));
