@@ -253,17 +253,7 @@ impl Writer {
                 let file = sparse.finish(*size).map_err(|e| RootfsError::io("write", &host, e))?;
                 return self.set_meta(file.as_fd(), path, &meta);
             }
-            NodeKind::Symlink { target } => {
-                rustix::fs::symlinkat(OsStr::from_bytes(target), &dir, name)
-            }
-            NodeKind::Fifo => rustix::fs::mknodat(&dir, name, FileType::Fifo, Mode::empty(), 0),
-            NodeKind::Char { major, minor } => {
-                device(&dir, name, FileType::CharacterDevice, *major, *minor)
-            }
-            NodeKind::Block { major, minor } => {
-                device(&dir, name, FileType::BlockDevice, *major, *minor)
-            }
-            NodeKind::Dir => Ok(()),
+            other => make_node(&dir, name, other),
         };
         made.map_err(|errno| self.device_error(path, errno))?;
         self.set_meta_at(&dir, path, node, &meta)
@@ -331,17 +321,7 @@ impl Writer {
                     .map_err(|e| RootfsError::io("write", &self.host(path), e))?;
                 return self.set_meta(to.as_fd(), path, &meta);
             }
-            NodeKind::Symlink { target } => {
-                rustix::fs::symlinkat(OsStr::from_bytes(target), &dir, name)
-            }
-            NodeKind::Fifo => rustix::fs::mknodat(&dir, name, FileType::Fifo, Mode::empty(), 0),
-            NodeKind::Char { major, minor } => {
-                device(&dir, name, FileType::CharacterDevice, *major, *minor)
-            }
-            NodeKind::Block { major, minor } => {
-                device(&dir, name, FileType::BlockDevice, *major, *minor)
-            }
-            NodeKind::Dir => Ok(()),
+            other => make_node(&dir, name, other),
         };
         made.map_err(|errno| self.device_error(path, errno))?;
         self.set_meta_at(&dir, path, &node, &meta)
@@ -427,6 +407,22 @@ fn settable(meta: &Meta) -> impl Iterator<Item = (&String, &Vec<u8>)> {
     let own =
         |name: &str| name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
     meta.xattrs.iter().filter(move |(name, _)| !own(name))
+}
+
+/// Makes what has no content of its own: a link, a FIFO, a device. Files and directories are made by
+/// those who fill them.
+fn make_node(dir: &OwnedFd, name: &OsStr, kind: &NodeKind) -> Result<(), Errno> {
+    match kind {
+        NodeKind::Symlink { target } => rustix::fs::symlinkat(OsStr::from_bytes(target), dir, name),
+        NodeKind::Fifo => rustix::fs::mknodat(dir, name, FileType::Fifo, Mode::empty(), 0),
+        NodeKind::Char { major, minor } => {
+            device(dir, name, FileType::CharacterDevice, *major, *minor)
+        }
+        NodeKind::Block { major, minor } => {
+            device(dir, name, FileType::BlockDevice, *major, *minor)
+        }
+        NodeKind::File { .. } | NodeKind::Dir => Ok(()),
+    }
 }
 
 fn device(
