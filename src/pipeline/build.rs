@@ -9,7 +9,7 @@ use crate::rootfs;
 use crate::seccomp;
 use crate::source;
 
-use super::image::{Product, same_image};
+use super::image::{Product, log_reasons, same_image};
 use super::results::{Results, pretty};
 use super::tag::{self, slim_tag};
 use super::{PipelineError, Reporter, Summary, write_whole};
@@ -63,9 +63,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     reporter.step("reading the image");
     let tree = rootfs::index(&image)?;
     let keep = keep::decide(&profile, &tree, &image.config, &spec.policy)?;
-    for (path, reasons) in &keep.paths {
-        tracing::debug!(%path, ?reasons, "kept");
-    }
+    log_reasons(&keep);
     let allowlist = seccomp::allowlist(&profile, &spec.policy)?;
     let results = Results::open(&spec.output)?;
     let tag = spec.tag.clone().unwrap_or_else(|| slim_tag(image.name.as_deref()));

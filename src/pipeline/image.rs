@@ -66,3 +66,10 @@ impl Summary {
         });
     }
 }
+
+/// Why each path stays, for whoever asks with RUST_LOG=slim=debug.
+pub(super) fn log_reasons(keep: &KeepSet) {
+    for (path, reasons) in &keep.paths {
+        tracing::debug!(%path, ?reasons, "kept");
+    }
+}

@@ -11,7 +11,7 @@ use crate::runtime::{self, RunOptions};
 use crate::seccomp;
 use crate::source;
 
-use super::image::{Product, identity, open_file};
+use super::image::{Product, identity, log_reasons, open_file};
 use super::results::{Results, pretty};
 use super::run::run;
 use super::run_spec::{RunInput, RunOutcome};
@@ -210,9 +210,7 @@ impl<'a> Work<'a> {
     fn produce(&self, profile: &Profile) -> Result<Product, PipelineError> {
         self.reporter.step("building the slim image");
         let keep = keep::decide(profile, &self.rootfs.tree, &self.image.config, &self.spec.policy)?;
-        for (path, reasons) in &keep.paths {
-            tracing::debug!(%path, ?reasons, "kept");
-        }
+        log_reasons(&keep);
         let allowlist = seccomp::allowlist(profile, &self.spec.policy)?;
         let tag = self.spec.tag.clone().unwrap_or_else(|| slim_tag(self.image.name.as_deref()));
         let file = self.results.path(".image.slim-partial");
