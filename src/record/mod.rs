@@ -29,7 +29,7 @@ use gather::{CallUse, FileUse, Gathered, MAIN, PathUse, UNRECORDED, phase_number
 use mounts::MountTable;
 use reader::Reader;
 
-pub use probe::probe;
+pub use probe::{Backend, auto, backends, probe, settings};
 
 /// Bytes of the ring between kernel and reader. What finds it full is counted (`ring_full`).
 const RING_BYTES: u32 = 16 << 20;

@@ -37,6 +37,39 @@ pub fn make_all_private() -> Result<()> {
     failed(rustix::mount::mount_change("/", flags), || "mount(\"/\", MS_REC|MS_PRIVATE)".into())
 }
 
+/// Runs `work` on a thread in a mount namespace of its own, whose mounts show nowhere else and end
+/// with it.
+///
+/// `unshare(2)` with `CLONE_NEWNS`: `CAP_SYS_ADMIN`.
+pub fn in_private<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|errno| {
+                MountError { call: "unshare(CLONE_NEWNS)".into(), source: errno.into() }
+            })?;
+            make_all_private()?;
+            Ok(work())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Mounts an empty file system in memory at `target`.
+pub fn tmpfs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    failed(rustix::mount::mount("tmpfs", target, "tmpfs", flags, None), || {
+        format!("mount(\"tmpfs\", {target:?}, \"tmpfs\")")
+    })
+}
+
+/// Mounts the file system of tracepoints at `target`. `CONFIG_TRACING`; Linux 4.1.
+pub fn tracefs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("tracefs", target, "tracefs", flags, None), || {
+        format!("mount(\"tracefs\", {target:?}, \"tracefs\")")
+    })
+}
+
 /// The mount namespace that this process was started in, once it has left it.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
 
