@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use crate::model::{Lack, Offer};
-use crate::record::fanotify_error;
+use crate::record::{RecordError, fanotify_error};
 use crate::sys::fanotify::{Group, Seen, seen};
 use crate::sys::mount;
 
@@ -25,8 +25,10 @@ struct Watched {
 pub(super) fn probe(folder: &Path) -> (Offer, Offer) {
     let watched = Group::new()
         .map_err(|error| {
-            let error = fanotify_error(error);
-            Lack::of(&error, COSTS, "run slim as root, with CAP_SYS_ADMIN")
+            let RecordError::Fanotify { way_out, source } = fanotify_error(error) else {
+                unreachable!("it makes no other");
+            };
+            Lack::new(format!("fanotify_init: {source}"), COSTS, way_out)
         })
         .and_then(|group| watch(folder, &group));
     let (fanotify, marks) = match watched {
