@@ -43,7 +43,7 @@ make_root() {
     nice mmdebstrap --variant=minbase --include="$want" --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' "${kernel[@]}" \
         --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"; echo MODULES=list >"$1/etc/initramfs-tools/conf.d/lab"' \
-        --essential-hook='printf "%s\n" virtio_pci virtio_blk ext4 >"$1/etc/initramfs-tools/modules"' \
+        --essential-hook='d=$1/usr/share/initramfs-tools/modules.d; mkdir -p "$d"; printf "%s\n" virtio_pci virtio_blk ext4 >"$d/lab"' \
         --customize-hook='chroot "$1" useradd --create-home --shell /bin/bash user' \
         --customize-hook='rm -f "$1"/etc/systemd/system/getty.target.wants/*' \
         --customize-hook='chroot "$1" systemctl disable docker.service docker.socket containerd.service apt-daily.timer apt-daily-upgrade.timer' \
@@ -71,7 +71,7 @@ boot() {
     lsm=$(cat "$dir/lsm")
     [[ ,$lsm, == *,bpf,* ]] || lsm+=,bpf # as distributions that enable the BPF LSM do
     rm -f "$3"/status
-    TMPDIR=/var/tmp timeout "${LIMIT:-3000}" nice qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max \
+    TMPDIR=/var/tmp timeout "${LIMIT:-5400}" nice -n "${NICE:-10}" qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max \
         -smp "${CPUS:-2}" -m "${MEM:-3G}" -display none -no-reboot -nic none \
         -kernel "$dir/vmlinuz" -initrd "$dir/initrd" \
         -append "root=/dev/vda rw console=ttyS0 quiet lsm=$lsm" \
