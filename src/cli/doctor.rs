@@ -48,6 +48,6 @@ fn tell(check: &Check) {
         say(format_args!("     {:<20} {what}: {text}", ""));
     }
     for what in &check.blind {
-        say(format_args!("     {:<20} alone it would not see {what}", ""));
+        say(format_args!("     {:<20} blind to: {what}", ""));
     }
 }

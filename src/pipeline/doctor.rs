@@ -26,13 +26,15 @@ pub struct Check {
     /// What the user can do; only where it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub way_out: Option<String>,
-    /// For a recorder: what it would not see here, other recorders left aside.
+    /// For a recorder: what it would not see here, other recorders left aside (fanotify, which works
+    /// beside each of them where it may, included).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blind: Vec<String>,
 }
 
 impl Check {
-    fn of(offer: Offer, needed: bool) -> Self {
+    fn of(offer: Offer) -> Self {
+        let needed = NEEDED.contains(&offer.name);
         let (ok, name) = (offer.ok(), offer.name.to_owned());
         match offer.found {
             Ok(detail) => Self {
@@ -59,29 +61,23 @@ impl Check {
     }
 }
 
-/// Rows without which nothing is traced.
+/// Rows without which nothing is traced. Of the recorders one is enough: the row `recorder`.
 const NEEDED: [&str; 7] =
-    ["root", "fanotify", "bpf", "cgroup2", "overlayfs", "namespaces", "seccomp"];
+    ["root", "fanotify", "cgroup2", "overlayfs", "namespaces", "seccomp", "recorder"];
 
 /// Tries what tracing needs and what it can use, one by one. `store` is where the store would be.
 pub fn doctor(store: Option<&Path>) -> Vec<Check> {
     let scratch = Scratch::new(store);
-    let mut offers = vec![root()];
     let folder = |name: &str| scratch.folder(name);
-    offers.extend(record::probe(&folder("record"), runtime::unified().as_deref()));
-    offers.extend(runtime::probe(&folder("runtime")));
-    offers.extend(record::settings());
-    let backends = record::backends(&offers);
-    let auto = record::auto(&backends);
-    let mut checks: Vec<Check> = offers
-        .into_iter()
-        .map(|offer| {
-            let needed = NEEDED.contains(&offer.name);
-            let blind = backends.iter().find(|b| b.name == offer.name).map(|b| b.blind.clone());
-            Check { blind: blind.unwrap_or_default(), ..Check::of(offer, needed) }
-        })
-        .collect();
-    checks.push(Check::of(auto, true));
+    let check = Check::of;
+    let probed = record::probe(&folder("record"), runtime::unified().as_deref());
+    let mut checks = vec![Check::of(root())];
+    checks.extend(probed.parts.into_iter().map(check));
+    let recorders = probed.recorders.into_iter();
+    checks.extend(recorders.map(|r| Check { blind: r.blind, ..Check::of(r.offer) }));
+    checks.push(Check::of(probed.auto));
+    checks.extend(runtime::probe(&folder("runtime")).into_iter().map(check));
+    checks.extend(record::settings().into_iter().map(check));
     checks
 }
 

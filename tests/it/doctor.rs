@@ -83,7 +83,7 @@ fn without_sys_admin_it_says_what_is_lost() {
     let drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
     let (code, rows) = rows(folder.path(), &drop);
     assert_eq!(code, 4);
-    for name in ["fanotify", "overlayfs", "namespaces", "capabilities", "recorder"] {
+    for name in ["fanotify", "overlayfs", "namespaces", "capabilities"] {
         lacks(&rows, name);
     }
     assert!(row(&rows, "capabilities")["detail"].as_str().unwrap().contains("SYS_ADMIN"));
@@ -99,10 +99,10 @@ fn an_ordinary_user_is_told_every_lack_and_what_is_there_all_the_same() {
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let (code, rows) = rows(folder.path(), &nobody);
     assert_eq!(code, 4);
-    for name in ["root", "fanotify", "bpf", "perf", "cgroup2", "overlayfs", "subuid", "recorder"] {
+    for name in ["root", "fanotify", "bpf", "perf_events", "cgroup2", "overlayfs", "subuid"] {
         lacks(&rows, name);
     }
     // no privilege is needed for these
-    assert_eq!(row(&rows, "notify")["ok"], true);
+    assert_eq!(row(&rows, "seccomp_notify")["ok"], true);
     assert_eq!(row(&rows, "pidfd_getfd")["ok"], true);
 }

@@ -6,12 +6,10 @@ mod settings;
 
 use std::path::Path;
 
-use super::{RING_BYTES, TASKS, host_error};
 use crate::model::{Lack, Offer};
-use crate::sys::bpf::Bpf;
 use crate::sys::{mount, probe};
 
-pub use backends::{Backend, auto, backends};
+pub use backends::Recorder;
 pub use settings::settings;
 
 /// What the BPF programs are attached to, and what each is for.
@@ -20,11 +18,21 @@ const NEEDED: [&str; 5] =
 /// Names of one tracepoint: the second before Linux 6.1.
 const URING: [&str; 2] = ["io_uring_submit_req", "io_uring_submit_sqe"];
 
-/// Tries the recorders' parts one by one. `folder` is a scratch folder where the store is to be,
-/// `cgroup` the root of cgroup v2.
-pub fn probe(folder: &Path, cgroup: Option<&Path>) -> Vec<Offer> {
+/// What was found.
+pub struct Probed {
+    /// The parts that recorders stand on.
+    pub parts: Vec<Offer>,
+    /// The recorders, best first.
+    pub recorders: Vec<Recorder>,
+    /// What `--recorder auto` picks.
+    pub auto: Offer,
+}
+
+/// Tries the recorders and their parts one by one. `folder` is a scratch folder where the store is to
+/// be, `cgroup` the root of cgroup v2.
+pub fn probe(folder: &Path, cgroup: Option<&Path>) -> Probed {
     let (fanotify, ignore_marks) = files::probe(folder);
-    vec![
+    let parts = vec![
         fanotify,
         ignore_marks,
         Offer::new("btf", btf()),
@@ -32,11 +40,12 @@ pub fn probe(folder: &Path, cgroup: Option<&Path>) -> Vec<Offer> {
         Offer::new("io_uring", io_uring()),
         Offer::new("cap_capable", cap_capable()),
         Offer::new("bpf_loop", bpf_loop()),
-        Offer::new("bpf", bpf()),
-        Offer::new("perf", perf(folder, cgroup)),
-        Offer::new("notify", notify()),
+        Offer::new("perf_events", perf_events(folder, cgroup)),
+        Offer::new("seccomp_notify", seccomp_notify()),
         Offer::new("pidfd_getfd", pidfd_getfd()),
-    ]
+    ];
+    let recorders = backends::recorders(&parts);
+    Probed { parts, recorders, auto: backends::auto() }
 }
 
 fn btf() -> Result<String, Lack> {
@@ -94,24 +103,8 @@ fn bpf_loop() -> Result<String, Lack> {
     }
 }
 
-fn bpf() -> Result<String, Lack> {
-    Bpf::load(RING_BYTES, TASKS)
-        .and_then(|mut bpf| bpf.attach())
-        .map(|()| "programs load and attach to their tracepoints".to_owned())
-        .map_err(|error| {
-            let error = host_error(error);
-            let super::RecordError::Host { way_out, .. } = &error else {
-                return Lack::of(&error, "no BPF recorder", "see above");
-            };
-            let mut lack = Lack::of(&error, "no BPF recorder", way_out);
-            // the way out has a field of its own
-            lack.why = lack.why.replacen(&format!("; {way_out}"), "", 1);
-            lack
-        })
-}
-
 /// A system-call tracepoint as a perf event of one cgroup, with a filter.
-fn perf(folder: &Path, cgroup: Option<&Path>) -> Result<String, Lack> {
+fn perf_events(folder: &Path, cgroup: Option<&Path>) -> Result<String, Lack> {
     let lack = |error: &dyn std::error::Error| {
         let way_out = "run slim as root, with CAP_PERFMON or CAP_SYS_ADMIN, on a kernel with \
                        CONFIG_FTRACE_SYSCALLS and CONFIG_CGROUP_PERF";
@@ -152,7 +145,7 @@ fn tracepoint_id(folder: &Path) -> std::io::Result<u64> {
     mount::in_private(work).map_err(told)?
 }
 
-fn notify() -> Result<String, Lack> {
+fn seccomp_notify() -> Result<String, Lack> {
     let way_out = "use Linux 5.5 or newer, built with CONFIG_SECCOMP_FILTER";
     probe::seccomp_notification()
         .map(|()| "a call was notified and let go on".to_owned())
