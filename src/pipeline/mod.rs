@@ -30,7 +30,7 @@ pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text}
 pub use host::{Check, Inspected, clean, doctor, inspect, store_gc, store_list};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};
-pub use summary::{Summary, Verified};
+pub use summary::{Bystanders, Summary, Verified};
 pub use trace::{TraceSpec, trace};
 pub use verify::{VerifySpec, verify};
 
