@@ -7,6 +7,7 @@ mod images_corpus;
 mod layering;
 mod losses;
 mod main_job;
+mod matrix;
 mod network;
 mod options;
 mod record;
