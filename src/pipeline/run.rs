@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
-use crate::record::{Recorder, RecorderSpec, Role};
+use crate::record::{Backend, Recorder, RecorderSpec, Role};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
 
 use super::play::Play;
@@ -24,10 +24,11 @@ pub(super) fn run(
         return Err(PipelineError::Interrupted);
     }
     let cell = Cell::enter()?;
-    let recorder = match input.spec.recorder {
-        RecorderChoice::None => None,
-        RecorderChoice::Bpf => {
-            let spec = RecorderSpec { cgroup: cell.cgroup().to_owned() };
+    let (backend, instead) = backend(input.spec.recorder)?;
+    let recorder = match backend {
+        None => None,
+        Some(backend) => {
+            let spec = RecorderSpec { backend, ..RecorderSpec::new(cell.cgroup()) };
             Some(Arc::new(Recorder::start(spec)?))
         }
     };
@@ -40,6 +41,8 @@ pub(super) fn run(
     let played = play.play();
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
+    outcome.warnings.extend(instead);
+    outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if pod.outside_tried() {
         outcome.warnings.push(
             "the container tried to reach the outside and could not: use --network host, or \
@@ -73,6 +76,19 @@ pub(super) fn run(
     }
     finish_record(&mut outcome);
     Ok(outcome)
+}
+
+/// What records, and what is to be said about it.
+fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), PipelineError> {
+    Ok(match choice {
+        RecorderChoice::None => (None, None),
+        RecorderChoice::Backend(backend) => (Some(backend), None),
+        RecorderChoice::Auto => {
+            let (backend, why) = Backend::choose()?;
+            let told = why.map(|why| format!("recording with {backend}: {why}"));
+            (Some(backend), told)
+        }
+    })
 }
 
 fn finish_record(outcome: &mut RunOutcome) {
