@@ -13,4 +13,5 @@ mod options;
 mod record;
 mod script;
 mod seccomp;
+mod storms;
 mod support;

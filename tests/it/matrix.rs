@@ -212,11 +212,12 @@ fn run(stage: &mut Stage, recorder: &str) -> Run {
     // what is done while slim is stopped is over, and its processes dead, when slim reads of it
     let text = format!(
         "$SLIM_EXEC /bin/access {} >quick\n\
-         $SLIM_EXEC /bin/access sleep 1500 -- {} >stopped &\n\
          slim=$(sed -n 's/^PPid:\\t//p' /proc/$PPID/status)\n\
-         sleep 0.7; kill -STOP $slim; sleep 1.5; kill -CONT $slim; wait",
+         exec 3< <($SLIM_EXEC /bin/access sleep 500 -- {}); read -u 3\n\
+         kill -STOP $slim; timeout 30 head -n {} <&3 >stopped; kill -CONT $slim; cat <&3",
         join(&quick),
-        join(&stopped)
+        join(&stopped),
+        stopped.len(),
     );
     let script = script(stage.path(), "coverage.sh", &text);
     let mut command = slim(stage.path());

@@ -411,7 +411,9 @@ int main(int argc, char **argv)
 		char *op = argv[i], *rest[4] = { "", "", "", 0 };
 		for (int n = 0; i + 1 < argc && strcmp(argv[++i], "--") && n < 3; n++) rest[n] = decoded(argv[i]);
 		if (!strcmp(op, "nothing")) return 0;
-		if (!strcmp(op, "sleep")) { // milliseconds
+		if (!strcmp(op, "sleep")) { // milliseconds, once told
+			puts("ready");
+			fflush(stdout);
 			usleep(1000 * atoi(rest[0]));
 			continue;
 		}
