@@ -39,7 +39,7 @@ use source::{Control, Ends, Lost, Start};
 
 pub use backend::{ACCESSES, Backend, Sight};
 pub use bystander::ns_per_call;
-pub use probe::probe;
+pub use probe::{Probed, probe, settings};
 
 /// Why recording failed to start or to end.
 #[derive(Debug, thiserror::Error)]

@@ -30,7 +30,7 @@ mod tenant;
 pub use cell::Cell;
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
-pub use probe::probe;
+pub use probe::{probe, unified};
 pub use ready::parse_ready;
 pub use script::check_script;
 

@@ -12,5 +12,6 @@ pub mod mount;
 pub mod netns;
 pub mod packet;
 pub mod passing;
+pub mod probe;
 pub mod process;
 pub mod signals;

@@ -2,8 +2,10 @@
 
 mod cli;
 mod container;
+mod doctor;
 mod images;
 mod images_corpus;
+mod kernels;
 mod layering;
 mod losses;
 mod main_job;
