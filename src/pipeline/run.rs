@@ -27,8 +27,8 @@ pub(super) fn run(
     let recorder = match input.spec.recorder {
         RecorderChoice::None => None,
         RecorderChoice::Bpf => {
-            let spec = RecorderSpec { cgroup: cell.cgroup().to_owned() };
-            Some(Arc::new(Recorder::start(spec)?))
+            let cgroup = cell.cgroup().ok_or_else(needs_cgroup)?.to_owned();
+            Some(Arc::new(Recorder::start(RecorderSpec { cgroup })?))
         }
     };
     let observer: Arc<dyn Observer> = match &recorder {
@@ -73,6 +73,14 @@ pub(super) fn run(
     }
     finish_record(&mut outcome);
     Ok(outcome)
+}
+
+fn needs_cgroup() -> PipelineError {
+    PipelineError::Host {
+        what: "--recorder bpf".to_owned(),
+        why: "fanotify and BPF are the host's root's, and slim runs without root".to_owned(),
+        way_out: "run slim as root, or record nothing with --recorder none".to_owned(),
+    }
 }
 
 fn finish_record(outcome: &mut RunOutcome) {

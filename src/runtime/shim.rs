@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::tenant;
-use crate::sys::{mount, process, signals};
+use crate::sys::{mount, process, signals, userns};
 
 /// What a shim is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,7 +107,9 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     // slim's groups; Docker's containers have this umask.
     signals::reset().map_err(|error| format!("signals: {error}"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    if !userns::setgroups_denied() {
+        nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    }
     hide(&task.hide)?;
     match task.work {
         TaskWork::Create { id, bundle, state, console } => {

@@ -14,3 +14,4 @@ pub mod packet;
 pub mod passing;
 pub mod process;
 pub mod signals;
+pub mod userns;
