@@ -72,6 +72,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => dispatch(cli.command),
         Err(code) => code,
     };
+    crate::runtime::leave_user_namespace();
     let _ = std::io::stdout().flush();
     ExitCode::from(code)
 }

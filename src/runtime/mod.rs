@@ -33,7 +33,7 @@ pub use control::{exec_client, run_client};
 pub use pod::Pod;
 pub use probe::probe;
 pub use ready::parse_ready;
-pub use rootless::{enter_user_namespace, rootless_warnings};
+pub use rootless::{enter_user_namespace, leave_user_namespace, rootless_warnings};
 pub use script::check_script;
 
 /// Why a container or a script could not be run.

@@ -59,6 +59,13 @@ pub fn rootless_warnings() -> Vec<String> {
     ENTERED.get().map(|entered| entered.warnings.clone()).unwrap_or_default()
 }
 
+/// Ends what [`enter_user_namespace`] started; the namespace itself ends with this process.
+pub fn leave_user_namespace() {
+    if let Some(outside) = outside() {
+        outside.end();
+    }
+}
+
 /// The process outside, if slim has entered a user namespace.
 pub(super) fn outside() -> Option<&'static Outside> {
     ENTERED.get().map(|entered| &entered.outside)

@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{self, Ranges};
@@ -48,7 +49,10 @@ impl Start {
 }
 
 /// slim's end.
-pub(in crate::runtime) struct Outside(Mutex<OwnedFd>);
+pub(in crate::runtime) struct Outside {
+    socket: Mutex<OwnedFd>,
+    pid: Pid,
+}
 
 impl Outside {
     /// Forks the process. To be called while this one has one thread.
@@ -56,12 +60,19 @@ impl Outside {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let ours = Cell::new(Some(ours));
-        process::fork(|| {
+        let pid = process::fork(|| {
             // The fork's copy of slim's end would keep the socket open for ever.
             drop(ours.take());
             serve(&theirs)
         })?;
-        ours.take().map(|ours| Self(Mutex::new(ours))).ok_or_else(|| io::ErrorKind::Other.into())
+        let ours = ours.take().ok_or(io::ErrorKind::Other)?;
+        Ok(Self { socket: Mutex::new(ours), pid })
+    }
+
+    /// Ends the process and reaps it.
+    pub fn end(&self) {
+        let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
+        let _ = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
     }
 
     /// Maps `own` (user and group) to 0 in the new namespace of this process, and the ranges after it.
@@ -84,14 +95,14 @@ impl Outside {
     fn ask(&self, ask: &Ask, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), String> {
         let bytes = serde_json::to_vec(ask).map_err(|error| error.to_string())?;
         {
-            let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
             passing::send(&*socket, &bytes, fds).map_err(|error| gone(&error.to_string()))?;
         }
         self.reply()
     }
 
     fn reply(&self) -> Result<(), String> {
-        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         match passing::receive(&*socket) {
             Ok(Some((bytes, _))) => {
                 serde_json::from_slice(&bytes).unwrap_or_else(|error| Err(error.to_string()))
