@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
-use crate::record::{Recorder, RecorderSpec, Role};
+use crate::record::{Backend, Recorder, RecorderSpec, Role};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
 
 use super::play::Play;
@@ -24,11 +24,13 @@ pub(super) fn run(
         return Err(PipelineError::Interrupted);
     }
     let cell = Cell::enter()?;
-    let recorder = match input.spec.recorder {
-        RecorderChoice::None => None,
-        RecorderChoice::Bpf => {
-            let cgroup = cell.cgroup().ok_or_else(needs_cgroup)?.to_owned();
-            Some(Arc::new(Recorder::start(RecorderSpec { cgroup })?))
+    let (backend, instead) = backend(input.spec.recorder)?;
+    let recorder = match backend {
+        None => None,
+        Some(backend) => {
+            let cgroup = cell.cgroup().ok_or_else(|| needs_cgroup(backend))?;
+            let spec = RecorderSpec { backend, ..RecorderSpec::new(cgroup) };
+            Some(Arc::new(Recorder::start(spec)?))
         }
     };
     let observer: Arc<dyn Observer> = match &recorder {
@@ -40,6 +42,8 @@ pub(super) fn run(
     let played = play.play();
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
+    outcome.warnings.extend(instead);
+    outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if pod.outside_tried() {
         outcome.warnings.push(
             "the container tried to reach the outside and could not: use --network host, or \
@@ -75,10 +79,23 @@ pub(super) fn run(
     Ok(outcome)
 }
 
-fn needs_cgroup() -> PipelineError {
+/// What records, and what is to be said about it.
+fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), PipelineError> {
+    Ok(match choice {
+        RecorderChoice::None => (None, None),
+        RecorderChoice::Backend(backend) => (Some(backend), None),
+        RecorderChoice::Auto => {
+            let (backend, why) = Backend::choose()?;
+            let told = why.map(|why| format!("recording with {backend}: {why}"));
+            (Some(backend), told)
+        }
+    })
+}
+
+fn needs_cgroup(backend: Backend) -> PipelineError {
     PipelineError::Host {
-        what: "--recorder bpf".to_owned(),
-        why: "fanotify and BPF are the host's root's, and slim runs without root".to_owned(),
+        what: format!("--recorder {backend}"),
+        why: "it filters by a cgroup, and slim runs without root and so without one".to_owned(),
         way_out: "run slim as root, or record nothing with --recorder none".to_owned(),
     }
 }
