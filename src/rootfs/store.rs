@@ -335,9 +335,8 @@ fn default_path() -> PathBuf {
     if rustix::process::geteuid().is_root() && !crate::sys::userns::inside() {
         return DEFAULT.into();
     }
-    let folder = |name: &str| {
-        std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
-    };
+    let folder =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
     data.map_or_else(|| DEFAULT.into(), |data| data.join(NAME))
 }

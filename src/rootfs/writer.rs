@@ -11,9 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use crate::model::{Node, NodeKind, RootPath, Tree};
@@ -104,13 +102,8 @@ impl Writer {
                 Some(NodeKind::Dir) => {
                     self.ensure_dir(path)?;
                     let dir = self.open_dir(path)?;
-                    rustix::fs::fsetxattr(
-                        &dir,
-                        self.limits.opaque(),
-                        b"y",
-                        XattrFlags::empty(),
-                    )
-                    .map_err(|e| self.error("mark as opaque", path, e))?;
+                    rustix::fs::fsetxattr(&dir, self.limits.opaque(), b"y", XattrFlags::empty())
+                        .map_err(|e| self.error("mark as opaque", path, e))?;
                 }
                 // A whiteout below something that is gone altogether would bring it back.
                 None if parent_is_dir => self.whiteout(path)?,

@@ -74,10 +74,7 @@ fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
 }
 
 /// Makes a leaf cgroup and tells the observer, before anything runs in it.
-fn observed_leaf(
-    place: &Place<'_>,
-    work: Work,
-) -> Result<(Option<PathBuf>, String), RuntimeError> {
+fn observed_leaf(place: &Place<'_>, work: Work) -> Result<(Option<PathBuf>, String), RuntimeError> {
     let (leaf, name) = place.cell.make_leaf(work.name())?;
     if let Some(leaf) = &leaf {
         place.spec.observer.leaf(leaf, work).map_err(|why| not_watched(leaf, why))?;

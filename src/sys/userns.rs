@@ -125,7 +125,10 @@ mod tests {
         assert!(all.is_everything() && all.has(70_000));
         let map = IdMap::parse("0 1000 1\n1 100000 65536\n");
         assert!(!map.is_everything() && map.has(0) && map.has(65_536) && !map.has(65_537));
-        assert_eq!((map.outside(0), map.outside(33), map.contiguous()), (Some(1000), Some(100_032), 65_537));
+        assert_eq!(
+            (map.outside(0), map.outside(33), map.contiguous()),
+            (Some(1000), Some(100_032), 65_537)
+        );
         assert_eq!(map.to_string(), "0:1000:1,1:100000:65536");
         let one = IdMap::parse("0 1000 1\n");
         assert_eq!((one.has(1), one.contiguous()), (false, 1));

@@ -10,6 +10,7 @@ mod main_job;
 mod network;
 mod options;
 mod record;
+mod rootless;
 mod script;
 mod seccomp;
 mod support;

@@ -121,7 +121,10 @@ mod tests {
     fn an_id_that_does_not_exist_is_the_hosts_lack() {
         let (one, mut warnings) = (ids("0 1000 1", false), Vec::new());
         let error = one.fit(&mut who(999, &[999]), &mut warnings).expect_err("no such id");
-        assert!(matches!(&error, RuntimeError::Host { why, .. } if why.ends_with("0 to 0")), "{error}");
+        assert!(
+            matches!(&error, RuntimeError::Host { why, .. } if why.ends_with("0 to 0")),
+            "{error}"
+        );
         let mut root = who(0, &[0]);
         one.fit(&mut root, &mut warnings).expect("root exists");
         assert_eq!((root.groups.len(), warnings.len()), (0, 0));
