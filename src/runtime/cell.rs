@@ -52,10 +52,8 @@ impl Cell {
     /// (`slim-<id>`, cgroup v2), except in a user namespace, whose root has no cgroups.
     pub fn enter() -> Result<Self, RuntimeError> {
         let rootless = userns::inside();
-        let hierarchies =
-            if rootless { Ok(Hierarchies::default()) } else { Hierarchies::read() }.map_err(
-                |source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source },
-            )?;
+        let hierarchies = if rootless { Hierarchies::seen() } else { Hierarchies::read() }
+            .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
         let name = format!("{}{}", cgroup::PREFIX, random_hex());
         let cgroup = if rootless { None } else { Some(cgroup::run_dir(&hierarchies, &name)?) };
         let started = start_helper(&name);

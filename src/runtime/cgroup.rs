@@ -27,10 +27,15 @@ impl Hierarchies {
     /// Reads where they are. Where version 2 is nowhere (a container on a hybrid host), it is
     /// mounted out of sight, in a mount namespace of slim's own.
     pub fn read() -> io::Result<Self> {
-        let found = Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?);
+        let found = Self::seen()?;
         if found.unified.is_some() || mount_unified().is_err() {
             return Ok(found);
         }
+        Self::seen()
+    }
+
+    /// Reads where they are, as things stand.
+    pub fn seen() -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?))
     }
 
@@ -128,15 +133,15 @@ fn mount_unified() -> io::Result<()> {
     crate::sys::mount::cgroup2(target).map_err(|error| error.source)
 }
 
-/// Covers the host's hierarchies in the cell of a user namespace, which may not write there, with
-/// plain files for what libcontainer insists on writing: it cannot be told to leave cgroups of
-/// version 1 alone.
+/// Covers the host's hierarchies in a mount namespace of this process's own, which may not write
+/// there, with plain files for what libcontainer insists on writing: unlike runc and crun it cannot be
+/// told to leave cgroups alone.
 pub(super) fn pretend() -> io::Result<()> {
     const ROOT: &str = "/sys/fs/cgroup";
     if !Path::new(ROOT).exists() {
         return Ok(());
     }
-    let legacy = Hierarchies::parse(&fs::read_to_string("/proc/self/mountinfo")?).legacy;
+    let legacy = Hierarchies::seen()?.legacy;
     let told = |error: crate::sys::mount::MountError| {
         io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
     };

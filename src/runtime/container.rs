@@ -168,7 +168,7 @@ impl Container {
             state: self.dir.join("state"),
             console: console.as_ref().map(|console| console.path.clone()),
         };
-        self.write_config(&start, number)?;
+        self.write_config(place.engine, &start, number)?;
         stdio.give_to(self.uid());
         let mut cgroups: Vec<PathBuf> = self.leaf.clone().into_iter().collect();
         if let (Some(leaf), true) = (&self.leaf, place.cell.hierarchies.is_pure()) {
@@ -201,14 +201,22 @@ impl Container {
         self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    fn write_config(&self, start: &Start, number: u32) -> Result<(), RuntimeError> {
+    fn write_config(
+        &self,
+        engine: &Engine,
+        start: &Start,
+        number: u32,
+    ) -> Result<(), RuntimeError> {
         let mut config = self.config.clone();
         if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
-            let path = match self.leaf {
-                Some(_) => format!("{}{number}", self.cgroups_path),
-                None => cgroup::PRETENDED.to_owned(),
+            match self.leaf {
+                Some(_) => linux
+                    .insert("cgroupsPath".into(), format!("{}{number}", self.cgroups_path).into()),
+                None => match engine.cgroup_of_a_user() {
+                    Some(path) => linux.insert("cgroupsPath".into(), path.into()),
+                    None => linux.remove("cgroupsPath"),
+                },
             };
-            linux.insert("cgroupsPath".into(), path.into());
         }
         let path = start.bundle.join("config.json");
         fs::write(&path, config.to_string()).map_err(io_error("write", &path))

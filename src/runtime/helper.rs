@@ -17,7 +17,7 @@ use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
-use crate::sys::{mount, passing, signals, userns};
+use crate::sys::{mount, passing, signals};
 
 /// What slim asks of the helper.
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,9 +102,6 @@ fn prepare(socket: &OwnedFd) -> io::Result<SignalFd> {
     let told = |error: mount::MountError| io::Error::other(format!("{error}: {}", error.source));
     mount::make_all_private().map_err(told)?;
     mount::proc("/proc".as_ref()).map_err(told)?;
-    if userns::inside() {
-        super::cgroup::pretend()?;
-    }
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block()?;
