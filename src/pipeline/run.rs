@@ -30,7 +30,8 @@ pub(super) fn run(
     let recorder = match backend {
         None => None,
         Some(backend) => {
-            let spec = RecorderSpec { backend, ..RecorderSpec::new(cell.cgroup()) };
+            let cgroup = cell.cgroup().ok_or_else(|| needs_cgroup(backend))?;
+            let spec = RecorderSpec { backend, ..RecorderSpec::new(cgroup) };
             let before = ns_per_call();
             let recorder = Recorder::start(spec)?;
             bystanders = Some(Bystanders { before, during: ns_per_call() });
@@ -95,6 +96,14 @@ fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), 
             (Some(backend), told)
         }
     })
+}
+
+fn needs_cgroup(backend: Backend) -> PipelineError {
+    PipelineError::Host {
+        what: format!("--recorder {backend}"),
+        why: "it filters by a cgroup, and slim runs without root and so without one".to_owned(),
+        way_out: "run slim as root, or record nothing with --recorder none".to_owned(),
+    }
 }
 
 fn finish_record(outcome: &mut RunOutcome) {

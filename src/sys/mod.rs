@@ -15,3 +15,4 @@ pub mod passing;
 pub mod probe;
 pub mod process;
 pub mod signals;
+pub mod userns;

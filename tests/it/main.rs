@@ -13,6 +13,7 @@ mod matrix;
 mod network;
 mod options;
 mod record;
+mod rootless;
 mod script;
 mod seccomp;
 mod storms;
