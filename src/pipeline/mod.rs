@@ -32,7 +32,7 @@ pub use doctor::{Check, doctor};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};
-pub use summary::{Summary, Verified};
+pub use summary::{Bystanders, Summary, Verified};
 pub use trace::{TraceSpec, trace};
 pub use verify::{VerifySpec, verify};
 

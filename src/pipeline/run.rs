@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
-use crate::record::{Backend, Recorder, RecorderSpec, Role};
+use crate::record::{Backend, Recorder, RecorderSpec, Role, ns_per_call};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
 
 use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
+use super::summary::Bystanders;
 use super::{PipelineError, Reporter};
 
 /// Runs the image once from start to restart.
@@ -25,11 +26,16 @@ pub(super) fn run(
     }
     let cell = Cell::enter()?;
     let (backend, instead) = backend(input.spec.recorder)?;
+    let mut bystanders = None;
     let recorder = match backend {
         None => None,
         Some(backend) => {
-            let spec = RecorderSpec { backend, ..RecorderSpec::new(cell.cgroup()) };
-            Some(Arc::new(Recorder::start(spec)?))
+            let cgroup = cell.cgroup().ok_or_else(|| needs_cgroup(backend))?;
+            let spec = RecorderSpec { backend, ..RecorderSpec::new(cgroup) };
+            let before = ns_per_call();
+            let recorder = Recorder::start(spec)?;
+            bystanders = Some(Bystanders { before, during: ns_per_call() });
+            Some(Arc::new(recorder))
         }
     };
     let observer: Arc<dyn Observer> = match &recorder {
@@ -42,6 +48,7 @@ pub(super) fn run(
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
     outcome.warnings.extend(instead);
+    outcome.bystanders = bystanders;
     outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if pod.outside_tried() {
         outcome.warnings.push(
@@ -89,6 +96,14 @@ fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), 
             (Some(backend), told)
         }
     })
+}
+
+fn needs_cgroup(backend: Backend) -> PipelineError {
+    PipelineError::Host {
+        what: format!("--recorder {backend}"),
+        why: "it filters by a cgroup, and slim runs without root and so without one".to_owned(),
+        way_out: "run slim as root, or record nothing with --recorder none".to_owned(),
+    }
 }
 
 fn finish_record(outcome: &mut RunOutcome) {

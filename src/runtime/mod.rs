@@ -23,6 +23,7 @@ mod engine;
 mod helper;
 mod pod;
 mod probe;
+mod rootless;
 mod shim;
 mod stdio;
 mod tenant;
@@ -32,6 +33,7 @@ pub use control::{exec_client, run_client};
 pub use pod::Pod;
 pub use probe::{probe, unified};
 pub use ready::parse_ready;
+pub use rootless::{enter_user_namespace, leave_user_namespace, rootless_warnings};
 pub use script::check_script;
 
 /// Why a container or a script could not be run.
@@ -210,8 +212,11 @@ pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
 /// Early check of what an image has no say in, so that a typo costs no unpacking.
 ///
 /// # Errors
-/// For a stop signal that is none.
+/// For a stop signal that is none, and for limits without the right to make cgroups.
 pub fn check_options(options: &RunOptions) -> Result<(), RuntimeError> {
+    if crate::sys::userns::inside() {
+        spec::refuse_limits(options)?;
+    }
     match options.stop_signal.as_deref() {
         Some(name) if spec::signal_number(name).is_none() => Err(RuntimeError::Option {
             option: "--stop-signal".into(),

@@ -19,7 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::shim::{CANNOT_CREATE, Report, Reporter};
-use crate::sys::process;
+use crate::sys::{process, userns};
 
 /// Runs `process` in the namespaces of `pid` and returns its exit code (128 + n for signal n).
 pub(super) fn run(
@@ -114,7 +114,10 @@ fn prepare(
     rustix::process::chdir(cwd).map_err(|error| format!("chdir({cwd:?}): {error}"))?;
     let groups: Vec<Gid> =
         user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
-    nix::unistd::setgroups(&groups).map_err(|error| format!("setgroups({groups:?}): {error}"))?;
+    if !groups.is_empty() || !userns::setgroups_denied() {
+        nix::unistd::setgroups(&groups)
+            .map_err(|error| format!("setgroups({groups:?}): {error}"))?;
+    }
     become_user(user.uid(), user.gid())?;
     let caps = |error| format!("capabilities: {error}");
     capabilities::reset_effective(syscall.as_ref()).map_err(caps)?;

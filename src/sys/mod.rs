@@ -16,3 +16,4 @@ pub mod passing;
 pub mod probe;
 pub mod process;
 pub mod signals;
+pub mod userns;

@@ -16,6 +16,8 @@ use rustix::mount::{
     UnmountFlags,
 };
 
+use super::userns;
+
 /// A mount call that failed, as strace would print it.
 #[derive(Debug, thiserror::Error)]
 #[error("{call}")]
@@ -51,14 +53,6 @@ pub fn in_private<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
             Ok(work())
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Mounts an empty file system in memory at `target`.
-pub fn tmpfs(target: &Path) -> Result<()> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    failed(rustix::mount::mount("tmpfs", target, "tmpfs", flags, None), || {
-        format!("mount(\"tmpfs\", {target:?}, \"tmpfs\")")
     })
 }
 
@@ -115,6 +109,14 @@ pub fn proc(target: &Path) -> Result<()> {
     failed(result, || format!("mount(\"proc\", {target:?}, \"proc\")"))
 }
 
+/// Mounts an empty tmpfs at `target`.
+pub fn tmpfs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("slim", target, "tmpfs", flags, Some(c"mode=0755")), || {
+        format!("mount(\"slim\", {target:?}, \"tmpfs\")")
+    })
+}
+
 /// Binds what `source` is open on (a namespace, a file, a directory) at `target`.
 pub fn bind_fd(source: BorrowedFd<'_>, target: &Path) -> Result<()> {
     let path = fd_path(source);
@@ -137,7 +139,9 @@ pub fn detach(target: &Path) -> Result<()> {
 /// numbers, relative to `/proc/self/fd`, keep that string short: some 600 layers.
 ///
 /// `index`, `redirect_dir` and `metacopy` are off: a second hard-link name must raise its own
-/// fanotify event, and the upper directory must name every change plainly.
+/// fanotify event, and the upper directory must name every change plainly. In a user namespace the
+/// overlay's own marks are `user.overlay.` attributes (`userxattr`, Linux 5.11): the others are the
+/// host's root's.
 pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -151,7 +155,13 @@ pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> 
     }
 }
 
-const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
+/// `redirect_dir=off` still follows redirects that are there, which `userxattr` refuses.
+fn common_options() -> [(&'static str, &'static str); 3] {
+    let redirect = if userns::inside() { "nofollow" } else { "off" };
+    [("index", "off"), ("redirect_dir", redirect), ("metacopy", "off")]
+}
+
+const USER_XATTR: &str = "userxattr";
 
 /// True if the kernel may only not know the way: one before 5.2 has no fsopen, and one before 6.5 no
 /// `lowerdir+`. That one takes any option, and refuses the whole (EINVAL) when the mount is created; as
@@ -176,8 +186,13 @@ fn overlay_by_fsconfig(
             format!("fsconfig(\"{key}\", {value:?})")
         })
     };
-    for (key, value) in OPTIONS {
+    for (key, value) in common_options() {
         set(key, value.as_ref())?;
+    }
+    if userns::inside() {
+        failed(rustix::mount::fsconfig_set_flag(fs.as_fd(), USER_XATTR), || {
+            format!("fsconfig(\"{USER_XATTR}\")")
+        })?;
     }
     // The kernel wants the topmost layer first.
     for lower in lowers.iter().rev() {
@@ -211,8 +226,11 @@ fn overlay_by_mount(
         upper.as_raw_fd(),
         work.as_raw_fd()
     );
-    for (key, value) in OPTIONS {
+    for (key, value) in common_options() {
         write!(options, ",{key}={value}").expect("a string takes all");
+    }
+    if userns::inside() {
+        write!(options, ",{USER_XATTR}").expect("a string takes all");
     }
     let before = std::env::current_dir().ok();
     let target = std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf());

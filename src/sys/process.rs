@@ -55,13 +55,6 @@ pub fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     }
 }
 
-/// True in a user namespace that is not the first (user_namespaces(7): its map is the identity).
-pub fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let first: Vec<&str> = map.split_whitespace().collect();
-    !first.is_empty() && first != ["0", "0", "4294967295"]
-}
-
 /// Takes over a descriptor that this process inherited under a known number; close-on-exec from
 /// here on. Call it once per number, first thing in the process that inherited it.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
