@@ -28,6 +28,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::model::{Loss, Phase, Profile, RunRecord, Tree};
+use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
 use bpf::{RING_BYTES, TASKS};
@@ -238,6 +239,12 @@ impl Recorder {
             Role::Fixed(phase) => phase_number(phase),
         };
         self.shared.control().set_role(cgroup_leaf, role)
+    }
+
+    /// What a seccomp filter of the container is to notify, with its listener handed to
+    /// [`Self::add_listener`].
+    pub fn watch_calls(&self) -> Watch {
+        self.shared.control().watch()
     }
 
     /// Takes in the seccomp listener of processes in a leaf cgroup whose role was set. What they call

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::RecordError;
 use super::event::Event;
 use crate::model::Phase;
+use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 
 /// What a backend is started with.
@@ -54,6 +55,12 @@ pub(super) trait Control: Send {
 
     /// An overlay's files are the container's; by the kernel's device number.
     fn add_overlay(&mut self, device: u32) -> Result<(), RecordError>;
+
+    /// What a seccomp filter of the container is to notify; its listeners come to
+    /// [`Self::add_listener`].
+    fn watch(&self) -> Watch {
+        Watch::Nothing
+    }
 
     /// Takes in a seccomp listener of work in a leaf cgroup whose role was set.
     fn add_listener(&mut self, _leaf: &Path, _listener: OwnedFd) -> Result<(), RecordError> {
