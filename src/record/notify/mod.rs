@@ -47,6 +47,8 @@ pub(super) struct Hub {
     string_fault: AtomicU64,
     /// Calls that were answered by nobody, or whose listener broke.
     gap: AtomicU64,
+    /// Calls that a signal, or the end of their thread, took back before they were received.
+    taken_back: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -67,6 +69,7 @@ impl Hub {
             reported: Mutex::default(),
             string_fault: AtomicU64::new(0),
             gap: AtomicU64::new(0),
+            taken_back: AtomicU64::new(0),
             threads: Mutex::default(),
         }))
     }
@@ -144,6 +147,11 @@ impl Hub {
         let _ = self.stop.write(1);
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
+        }
+        let number = self.taken_back.load(Ordering::Acquire);
+        if number > 0 {
+            // nothing was lost by it: what did not happen need not be recorded
+            tracing::info!(number, "calls were taken back by signals before slim received them");
         }
     }
 
