@@ -30,7 +30,8 @@ pub(super) fn run(
     let recorder = match backend {
         None => None,
         Some(backend) => {
-            let spec = RecorderSpec { backend, ..RecorderSpec::new(cell.cgroup()) };
+            let lookups = input.purpose == "verify";
+            let spec = RecorderSpec { backend, lookups, ..RecorderSpec::new(cell.cgroup()) };
             Some(Arc::new(Recorder::start(spec)?))
         }
     };

@@ -73,12 +73,15 @@ pub struct RecorderSpec {
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
+    /// Opens that fail are to be seen too: verification asks for what is not there. Only perf pays for
+    /// it, the others see them anyway.
+    pub lookups: bool,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: cgroup.into(), backend: Backend::Bpf, fanotify: true }
+        Self { cgroup: cgroup.into(), backend: Backend::Bpf, fanotify: true, lookups: false }
     }
 }
 
@@ -161,7 +164,8 @@ impl Recorder {
             return Err(no_cgroup(None));
         }
         let family = family(std::process::id());
-        let start = Start { cgroup: &cgroup, path: &spec.cgroup, family: &family };
+        let (cgroup, path, lookups) = (&cgroup, &*spec.cgroup, spec.lookups);
+        let start = Start { cgroup, path, family: &family, lookups };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,

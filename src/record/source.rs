@@ -22,6 +22,8 @@ pub(super) struct Start<'a> {
     pub path: &'a Path,
     /// slim and its descendants: what they open is not the container's.
     pub family: &'a [u32],
+    /// [`super::RecorderSpec::lookups`].
+    pub lookups: bool,
 }
 
 /// The two ends of a backend: one belongs to the reader's thread, the other to whoever steers.

@@ -62,7 +62,8 @@ pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
     let shared =
         Arc::new(Shared { cpus, calls: Mutex::new(Calls::new(told)), hub, lost: Mutex::new(0) });
     let source = Box::new(Events { shared: Arc::clone(&shared), rings });
-    Ok(Ends { source, control: Box::new(Steer(shared)) })
+    let watch = if start.lookups { Watch::Paths } else { Watch::Rare };
+    Ok(Ends { source, control: Box::new(Steer { shared, watch }) })
 }
 
 type Opened = (Vec<Cpu>, Vec<PerfRing>, Told);
@@ -204,27 +205,30 @@ impl Mixed {
     }
 }
 
-struct Steer(Arc<Shared>);
+struct Steer {
+    shared: Arc<Shared>,
+    watch: Watch,
+}
 
 impl Steer {
     /// Lets every call be told of again.
     fn reopen(&self) {
-        let calls = &mut *lock(&self.0.calls);
+        let calls = &mut *lock(&self.shared.calls);
         calls.reopen();
-        self.0.tighten(calls);
+        self.shared.tighten(calls);
     }
 }
 
 impl Control for Steer {
     fn set_phase(&mut self, phase: Phase) -> Result<(), RecordError> {
-        self.0.hub.set_phase(phase);
-        lock(&self.0.calls).set_phase(phase_number(phase));
+        self.shared.hub.set_phase(phase);
+        lock(&self.shared.calls).set_phase(phase_number(phase));
         self.reopen();
         Ok(())
     }
 
     fn set_role(&mut self, leaf: &Path, role: u8) -> Result<(), RecordError> {
-        self.0.hub.set_role(leaf, role);
+        self.shared.hub.set_role(leaf, role);
         if role != MAIN {
             // what the main container did before is told of once more in the name of this work
             self.reopen();
@@ -233,28 +237,28 @@ impl Control for Steer {
     }
 
     fn add_overlay(&mut self, device: u32) -> Result<(), RecordError> {
-        self.0.hub.add_overlay(device);
+        self.shared.hub.add_overlay(device);
         Ok(())
     }
 
     fn watch(&self) -> Watch {
-        Watch::Rare
+        self.watch
     }
 
     fn add_listener(&mut self, leaf: &Path, listener: OwnedFd) -> Result<(), RecordError> {
-        self.0.hub.add_listener(leaf, listener)
+        self.shared.hub.add_listener(leaf, listener)
     }
 
     fn stop(&mut self) {
-        self.0.hub.stop();
+        self.shared.hub.stop();
     }
 
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
-        let events = self.0.cpus.iter().flat_map(|cpu| [&cpu.enter, &cpu.exit, &cpu.tasks]);
+        let events = self.shared.cpus.iter().flat_map(|cpu| [&cpu.enter, &cpu.exit, &cpu.tasks]);
         // a record of losses comes with the next record only: the kernel's own count is surer
         let counted: Option<u64> = events.map(PerfEvent::lost).sum();
-        let lost = counted.unwrap_or(0).max(*lock(&self.0.lost));
-        let mut losses = self.0.hub.losses();
+        let lost = counted.unwrap_or(0).max(*lock(&self.shared.lost));
+        let mut losses = self.shared.hub.losses();
         losses.push(("perf_lost", lost, "records found perf's ring full"));
         Ok(losses)
     }
@@ -273,7 +277,7 @@ pub fn check() -> Result<(), RecordError> {
     let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
     let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
     // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
-    open_all(&Start { cgroup: &cgroup, path: Path::new(""), family: &[] }).map(drop)
+    open_all(&Start { cgroup: &cgroup, path: Path::new(""), family: &[], lookups: false }).map(drop)
 }
 
 /// The same for `slim doctor`: name, and what was found or why not.
