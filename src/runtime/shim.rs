@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::tenant;
 use crate::seccomp::Watch;
-use crate::sys::{mount, process, signals};
+use crate::sys::{mount, process, signals, userns};
 
 /// What a shim is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -130,8 +130,14 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     // slim's groups; Docker's containers have this umask.
     signals::reset().map_err(|error| format!("signals: {error}"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    if !userns::setgroups_denied() {
+        nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    }
     hide(&task.hide)?;
+    if userns::inside() && matches!(task.work, TaskWork::Create { .. }) {
+        own_mounts()?;
+        super::cgroup::pretend().map_err(|error| format!("cgroups: {error}"))?;
+    }
     match task.work {
         TaskWork::Create { id, bundle, state, console, confine } => {
             let executor = Exec { report: report.clone(), home: Rc::default(), confine };
@@ -167,11 +173,23 @@ fn hide(points: &[PathBuf]) -> Result<(), String> {
     if points.is_empty() {
         return Ok(());
     }
+    own_mounts()?;
+    // In a user namespace the host's mounts cannot be taken away, but covered.
+    let away = |point: &PathBuf| match userns::inside() {
+        true => mount::tmpfs(point),
+        false => mount::detach(point),
+    };
+    points.iter().try_for_each(|point| away(point).map_err(told))
+}
+
+fn told(error: mount::MountError) -> String {
+    format!("{error}: {}", error.source)
+}
+
+fn own_mounts() -> Result<(), String> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
         .map_err(|error| format!("unshare(CLONE_NEWNS): {error}"))?;
-    let told = |error: mount::MountError| format!("{error}: {}", error.source);
-    mount::make_all_private().map_err(told)?;
-    points.iter().try_for_each(|point| mount::detach(point).map_err(told))
+    mount::make_all_private().map_err(told)
 }
 
 fn become_program(argv: &[OsString], env: &[String]) -> String {

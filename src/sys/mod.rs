@@ -13,6 +13,8 @@ pub mod netns;
 pub mod packet;
 pub mod passing;
 pub mod perf;
+pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod signals;
+pub mod userns;
