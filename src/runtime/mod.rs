@@ -225,6 +225,11 @@ pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     spec::mount_points(options)
 }
 
+/// True if slim runs as an ordinary user, in a user namespace of its own.
+pub fn in_user_namespace() -> bool {
+    rootless::outside().is_some()
+}
+
 /// Early check of what an image has no say in, so that a typo costs no unpacking.
 ///
 /// # Errors
