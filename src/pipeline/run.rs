@@ -1,11 +1,13 @@
 //! One run of one image: cell, recorder and pod around the acts of `play`.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
 use crate::record::{Backend, Recorder, RecorderSpec, Role, ns_per_call};
-use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
+use crate::runtime::{self, Cell, Observer, Pod, PodSpec, RuntimeKind, Work};
+use crate::seccomp::Watch;
 
 use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
@@ -30,8 +32,12 @@ pub(super) fn run(
     let recorder = match backend {
         None => None,
         Some(backend) => {
-            let cgroup = cell.cgroup().ok_or_else(|| needs_cgroup(backend))?;
-            let spec = RecorderSpec { backend, ..RecorderSpec::new(cgroup) };
+            let cgroup = cell.cgroup().map(Path::to_owned);
+            if cgroup.is_none() && backend != Backend::Notify {
+                return Err(needs_cgroup(backend));
+            }
+            let (lookups, fanotify) = (input.purpose == "verify", cgroup.is_some());
+            let spec = RecorderSpec { cgroup, backend, fanotify, lookups };
             let before = ns_per_call();
             let recorder = Recorder::start(spec)?;
             bystanders = Some(Bystanders { before, during: ns_per_call() });
@@ -42,7 +48,8 @@ pub(super) fn run(
         Some(recorder) => Arc::new(Recorded(Arc::clone(recorder))),
         None => Arc::new(Unwatched),
     };
-    let pod = Pod::create(&cell, pod_spec(input, observer))?;
+    let watch = recorder.as_ref().map_or(Watch::Nothing, |recorder| recorder.watch_calls());
+    let pod = Pod::create(&cell, pod_spec(input, observer, watch))?;
     let mut play = Play::new(input, &pod, recorder.as_deref(), reporter);
     let played = play.play();
     let mut outcome = play.end();
@@ -68,6 +75,9 @@ pub(super) fn run(
         let recording = recorder.finish()?;
         outcome.record.losses = recording.losses.clone();
         outcome.recording = Some(recording);
+    }
+    if backend == Some(Backend::Notify) && input.spec.runtime != RuntimeKind::Embedded {
+        outcome.record.losses.push(half_notified());
     }
     drop(cell);
     played?;
@@ -98,6 +108,12 @@ fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), 
     })
 }
 
+/// runc and crun need calls of their own behind the filter and refuse to have them notified.
+fn half_notified() -> Loss {
+    let detail = "runc and crun let only path calls be notified; the embedded runtime lets all";
+    Loss { kind: "calls_not_notified".to_owned(), number: 1, detail: Some(detail.to_owned()) }
+}
+
 fn needs_cgroup(backend: Backend) -> PipelineError {
     PipelineError::Host {
         what: format!("--recorder {backend}"),
@@ -115,7 +131,7 @@ fn finish_record(outcome: &mut RunOutcome) {
     outcome.record.complete = outcome.record.losses.is_empty();
 }
 
-fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>) -> PodSpec {
+fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>, watch: Watch) -> PodSpec {
     PodSpec {
         id: run_id(input),
         image_name: input.image_name.clone(),
@@ -126,6 +142,7 @@ fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>) -> PodSpec {
         network: input.spec.network.clone(),
         runtime: input.spec.runtime,
         seccomp: input.seccomp.1.clone(),
+        watch,
         log: input.log.clone(),
         observer,
     }
@@ -138,6 +155,16 @@ fn run_id(input: &RunInput<'_>) -> String {
     format!("slim-{}", &Digest::of(seed.as_bytes()).hex()[..12])
 }
 
+fn role(work: Work) -> Role {
+    match work {
+        Work::Main => Role::Main,
+        Work::Exec => Role::Fixed(Phase::Exec),
+        Work::Run => Role::Fixed(Phase::Run),
+        Work::Health => Role::Fixed(Phase::Health),
+        Work::Unrecorded => Role::Unrecorded,
+    }
+}
+
 /// Tells the recorder what the runtime makes.
 struct Recorded(Arc<Recorder>);
 
@@ -147,14 +174,17 @@ impl Observer for Recorded {
     }
 
     fn leaf(&self, cgroup: &Path, work: Work) -> Result<(), String> {
-        let role = match work {
-            Work::Main => Role::Main,
-            Work::Exec => Role::Fixed(Phase::Exec),
-            Work::Run => Role::Fixed(Phase::Run),
-            Work::Health => Role::Fixed(Phase::Health),
-            Work::Unrecorded => Role::Unrecorded,
-        };
-        self.0.set_role(cgroup, role).map_err(|error| error.to_string())
+        self.0.set_role(cgroup, role(work)).map_err(|error| error.to_string())
+    }
+
+    fn listener(
+        &self,
+        work: Option<Work>,
+        cgroup: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), String> {
+        let added = self.0.add_listener(work.map(role), cgroup, listener);
+        added.map_err(|error| error.to_string())
     }
 }
 

@@ -138,6 +138,8 @@ pub struct Gathered {
     pub entered: bool,
     /// The entrypoint's exec was read from the fanotify queue.
     entry_in_queue: bool,
+    /// Files whose execution is silenced: it tells no longer when a process enters.
+    pub silent_execs: HashSet<Vec<u8>>,
     pub bases_unknown: u64,
     pub unattributed: u64,
     /// Mount namespaces to look at, with a process in each.
@@ -164,6 +166,10 @@ impl Gathered {
             EventKind::Host => self.add_host(event.other),
             EventKind::Exec => self.exec(event),
             EventKind::Exit => self.exit(event.pid),
+            EventKind::Name => self.name(&event),
+            EventKind::Mounts => {
+                self.mounts.insert(event.mnt_ns, MountTable::parse(&event.data[0]));
+            }
             EventKind::Call | EventKind::Refused | EventKind::Value => self.call(&event),
             EventKind::Path => {
                 if event.result == 0 && is_mount(event.arch, event.number) {
@@ -196,6 +202,18 @@ impl Gathered {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.ended = true;
             self.going.push(pid);
+        }
+    }
+
+    /// A process that a backend without forks or execs found: it is in the image already.
+    fn name(&mut self, event: &Event) {
+        let process =
+            self.processes.entry(event.pid).or_insert_with(|| Process::new(event.role, event.uid));
+        let exe = escape(&path_of(&event.data[3]));
+        process.who = Arc::new(Who { exe, argv0: escape(text(&event.data[5])) });
+        (process.role, process.uid) = (event.role, event.uid);
+        if event.flags & ENTERED != 0 {
+            (process.entered, process.entered_in_queue) = (true, true);
         }
     }
 
@@ -240,7 +258,11 @@ impl Gathered {
     fn enter_in_queue(&mut self, event: &Event) {
         let Some(process) = self.processes.get_mut(&event.pid) else { return };
         let executing = std::mem::take(&mut process.executing);
-        if process.entered_in_queue || executing.is_empty() {
+        // No event will say that a silenced file was executed. What is still queued of the runtime's
+        // opens then counts too, which keeps a file too many; waiting for one would lose all.
+        let executed = [path_of(&event.data[3]), text(&event.data[0]).to_vec()];
+        let silent = executed.iter().any(|path| self.silent_execs.contains(path));
+        if process.entered_in_queue || (executing.is_empty() && !silent) {
             return;
         }
         process.entered_in_queue = true;

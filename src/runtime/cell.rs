@@ -163,6 +163,10 @@ fn start_helper(name: &str) -> io::Result<(Pid, OwnedFd)> {
 }
 
 impl CellInner {
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
