@@ -28,8 +28,14 @@ pub(super) fn run(
     let recorder = match backend {
         None => None,
         Some(backend) => {
-            let cgroup = cell.cgroup().ok_or_else(|| needs_cgroup(backend))?;
-            let spec = RecorderSpec { backend, ..RecorderSpec::new(cgroup) };
+            if backend != Backend::Notify && !runtime::has_cgroups() {
+                return Err(needs_cgroup(backend));
+            }
+            let spec = RecorderSpec {
+                backend,
+                fanotify: runtime::has_cgroups(),
+                ..RecorderSpec::new(cell.cgroup())
+            };
             Some(Arc::new(Recorder::start(spec)?))
         }
     };

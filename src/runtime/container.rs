@@ -22,8 +22,8 @@ use super::{Ended, PodSpec, RuntimeError, Work};
 /// A container, made ready; it may run, have ended, and run again on the same writable layer.
 pub(super) struct Container {
     dir: PathBuf,
-    /// `None` where slim may not make cgroups.
-    leaf: Option<PathBuf>,
+    /// In a user namespace a plain folder that only stands for its work.
+    leaf: PathBuf,
     cgroups_path: String,
     config: Value,
     starts: AtomicU32,
@@ -74,11 +74,9 @@ fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
 }
 
 /// Makes a leaf cgroup and tells the observer, before anything runs in it.
-fn observed_leaf(place: &Place<'_>, work: Work) -> Result<(Option<PathBuf>, String), RuntimeError> {
+fn observed_leaf(place: &Place<'_>, work: Work) -> Result<(PathBuf, String), RuntimeError> {
     let (leaf, name) = place.cell.make_leaf(work.name())?;
-    if let Some(leaf) = &leaf {
-        place.spec.observer.leaf(leaf, work).map_err(|why| not_watched(leaf, why))?;
-    }
+    place.spec.observer.leaf(&leaf, work).map_err(|why| not_watched(&leaf, why))?;
     Ok((leaf, name))
 }
 
@@ -170,10 +168,10 @@ impl Container {
         };
         self.write_config(place.engine, &start, number)?;
         stdio.give_to(self.uid());
-        let mut cgroups: Vec<PathBuf> = self.leaf.clone().into_iter().collect();
-        if let (Some(leaf), true) = (&self.leaf, place.cell.hierarchies.is_pure()) {
+        let mut cgroups = vec![self.leaf.clone()];
+        if place.cell.hierarchies.is_pure() {
             // A cgroup with processes of its own cannot hand controllers down to the container's.
-            cgroups.push(leaf.join("runtime"));
+            cgroups.push(self.leaf.join("runtime"));
         }
         let hide = place.engine.hide(&place.cell.hierarchies);
         let task = Task { cgroups, hide, work: place.engine.create(&start) };
@@ -209,13 +207,9 @@ impl Container {
     ) -> Result<(), RuntimeError> {
         let mut config = self.config.clone();
         if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
-            match self.leaf {
-                Some(_) => linux
-                    .insert("cgroupsPath".into(), format!("{}{number}", self.cgroups_path).into()),
-                None => match engine.cgroup_of_a_user() {
-                    Some(path) => linux.insert("cgroupsPath".into(), path.into()),
-                    None => linux.remove("cgroupsPath"),
-                },
+            match engine.cgroups_path(format!("{}{number}", self.cgroups_path)) {
+                Some(path) => linux.insert("cgroupsPath".into(), path.into()),
+                None => linux.remove("cgroupsPath"),
             };
         }
         let path = start.bundle.join("config.json");
@@ -261,7 +255,7 @@ impl Container {
         let seccomp = self.config.pointer("/linux/seccomp").cloned();
         let work = place.engine.exec(&running.start, running.pid, process, seccomp, &files)?;
         let number = self.starts.load(Ordering::Relaxed);
-        let cgroups = self.exec_cgroups(place, leaf.as_deref(), number);
+        let cgroups = self.exec_cgroups(place, &leaf, number);
         let task = Task { cgroups, hide: place.engine.hide(&place.cell.hierarchies), work };
         stdio.give_to(self.uid());
         let since = Instant::now();
@@ -269,29 +263,26 @@ impl Container {
         drop(stdio);
         let result = match outcome.refused {
             Some(refused) => Err(refused),
-            None => finish(place, &outcome, since, timeout, leaf.as_deref(), &files),
+            None => finish(place, &outcome, since, timeout, &leaf, &files),
         };
         if !place.engine.is_embedded() && !files.with_extension("pid").exists() && result.is_ok() {
             let refused = engine::refusal(&files.with_extension("log"), "exec failed");
             return Ok(Err(Refused { code: refused.0, why: refused.1 }));
         }
-        if let Some(leaf) = leaf {
-            let _ = fs::remove_dir(leaf);
-        }
+        let _ = fs::remove_dir(&leaf);
         Ok(result)
     }
 
     /// The cgroups of an exec'd process: its own leaf first, by which it is attributed; then, for the
     /// embedded runtime, those of the container that limit it (runc and crun join them themselves).
-    fn exec_cgroups(&self, place: &Place<'_>, leaf: Option<&Path>, number: u32) -> Vec<PathBuf> {
-        let (Some(leaf), Some(own)) = (leaf, &self.leaf) else { return Vec::new() };
+    fn exec_cgroups(&self, place: &Place<'_>, leaf: &Path, number: u32) -> Vec<PathBuf> {
         let mut cgroups = vec![leaf.to_path_buf()];
         let path = format!("{}{number}", self.cgroups_path);
         if place.engine.is_embedded() {
             let dirs = place.cell.hierarchies.legacy_dirs(&path);
             cgroups.extend(dirs.into_iter().filter(|dir| dir.exists()));
             if place.cell.hierarchies.is_pure() {
-                cgroups.push(own.join(format!("c{number}")));
+                cgroups.push(self.leaf.join(format!("c{number}")));
             }
         }
         cgroups
@@ -303,18 +294,14 @@ impl Container {
             let _ = cell.kill(pid, libc::SIGKILL);
             self.wait(cell, Some(Instant::now() + Duration::from_secs(5)), &|| false);
         }
-        if let Some(leaf) = &self.leaf {
-            cgroup::kill_all(leaf);
-        }
+        cgroup::kill_all(&self.leaf);
         if let Err(error) = cell.detach(&self.dir.join("rootfs")) {
             tracing::debug!(%error, dir = ?self.dir, "the overlay stays until slim ends");
         }
         for dir in cell.hierarchies.legacy_dirs(self.cgroups_path.trim_end_matches("/c")) {
             let _ = cgroup::remove_tree(&dir);
         }
-        if let Some(leaf) = &self.leaf {
-            let _ = cgroup::remove_tree(leaf);
-        }
+        let _ = cgroup::remove_tree(&self.leaf);
     }
 }
 
@@ -367,7 +354,7 @@ fn finish(
     outcome: &Outcome,
     since: Instant,
     timeout: Option<Duration>,
-    leaf: Option<&Path>,
+    leaf: &Path,
     files: &Path,
 ) -> Result<Ended, Refused> {
     let deadline = timeout.map(|timeout| since + timeout);
@@ -379,9 +366,7 @@ fn finish(
     if let Some(pid) = pid {
         let _ = place.cell.kill(pid, libc::SIGKILL);
     }
-    if let Some(leaf) = leaf {
-        cgroup::kill_all(leaf);
-    }
+    cgroup::kill_all(leaf);
     place.cell.wait(outcome.shim, since, None, &|| false);
     Ok(Ended::Killed(libc::SIGKILL))
 }

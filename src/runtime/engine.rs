@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::cgroup::{self, Hierarchies};
 use super::shim::{CANNOT_CREATE, TaskWork};
 use super::{RuntimeError, RuntimeKind};
+use crate::sys::userns;
 
 /// One of the runtimes, found.
 #[derive(Debug)]
@@ -79,10 +80,14 @@ impl Engine {
         }
     }
 
-    /// The cgroup of a container of a user who has none. Without a path runc and crun make do; the
-    /// embedded runtime cannot, see [`cgroup::pretend`].
-    pub fn cgroup_of_a_user(&self) -> Option<&'static str> {
-        self.is_embedded().then_some(cgroup::PRETENDED)
+    /// The cgroup that a container gets. In a user namespace there is none: without a path runc and
+    /// crun make do; the embedded runtime cannot, see [`cgroup::pretend`].
+    pub fn cgroups_path(&self, path: String) -> Option<String> {
+        match (userns::inside(), self.is_embedded()) {
+            (false, _) => Some(path),
+            (true, true) => Some(cgroup::PRETENDED.to_owned()),
+            (true, false) => None,
+        }
     }
 
     /// Mount points that the runtime must not see.
@@ -137,7 +142,7 @@ impl Engine {
         let mut argv: Vec<OsString> = vec![self.program.clone().into(), "--root".into()];
         argv.extend([start.state.clone().into(), "--log".into(), log.into()]);
         argv.extend(["--log-format", "json"].map(OsString::from));
-        if self.kind == RuntimeKind::Crun && crate::sys::userns::inside() {
+        if self.kind == RuntimeKind::Crun && userns::inside() {
             argv.push("--cgroup-manager=disabled".into());
         }
         argv

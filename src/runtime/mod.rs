@@ -28,7 +28,7 @@ mod shim;
 mod stdio;
 mod tenant;
 
-pub use cell::Cell;
+pub use cell::{Cell, has_cgroups};
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
 pub use probe::probe;

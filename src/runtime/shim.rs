@@ -102,7 +102,9 @@ fn read_task(number: i32) -> Result<Task, String> {
 }
 
 fn run(task: Task, report: &Reporter) -> Result<i32, String> {
-    join_cgroups(&task.cgroups)?;
+    if !userns::inside() {
+        join_cgroups(&task.cgroups)?;
+    }
     // What slim's caller or the helper ignored or blocked is not to reach a container, nor are
     // slim's groups; Docker's containers have this umask.
     signals::reset().map_err(|error| format!("signals: {error}"))?;
