@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
-use crate::record::{Backend, Recorder, RecorderSpec, Role};
+use crate::record::{Backend, Recorder, RecorderSpec, Role, ns_per_call};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
 
 use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
+use super::summary::Bystanders;
 use super::{PipelineError, Reporter};
 
 /// Runs the image once from start to restart.
@@ -25,18 +26,19 @@ pub(super) fn run(
     }
     let cell = Cell::enter()?;
     let (backend, instead) = backend(input.spec.recorder)?;
+    let mut bystanders = None;
     let recorder = match backend {
         None => None,
         Some(backend) => {
             if backend != Backend::Notify && !runtime::has_cgroups() {
                 return Err(needs_cgroup(backend));
             }
-            let spec = RecorderSpec {
-                backend,
-                fanotify: runtime::has_cgroups(),
-                ..RecorderSpec::new(cell.cgroup())
-            };
-            Some(Arc::new(Recorder::start(spec)?))
+            let fanotify = runtime::has_cgroups();
+            let spec = RecorderSpec { backend, fanotify, ..RecorderSpec::new(cell.cgroup()) };
+            let before = ns_per_call();
+            let recorder = Recorder::start(spec)?;
+            bystanders = Some(Bystanders { before, during: ns_per_call() });
+            Some(Arc::new(recorder))
         }
     };
     let observer: Arc<dyn Observer> = match &recorder {
@@ -49,6 +51,7 @@ pub(super) fn run(
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
     outcome.warnings.extend(instead);
+    outcome.bystanders = bystanders;
     outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if pod.outside_tried() {
         outcome.warnings.push(

@@ -199,6 +199,7 @@ impl<'a> Work<'a> {
                 summary.warnings.push(warning.clone());
             }
         }
+        summary.bystanders = outcome.bystanders;
         let script = outcome.script_text();
         Ok(Recorded { failure: outcome.failure, script, outcomes: outcome.outcomes })
     }

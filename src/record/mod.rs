@@ -6,6 +6,7 @@
 
 mod backend;
 mod bpf;
+mod bystander;
 mod calls;
 mod event;
 mod fold;
@@ -37,7 +38,8 @@ use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
 pub use backend::{ACCESSES, Backend, Sight};
-pub use probe::probe;
+pub use bystander::ns_per_call;
+pub use probe::{Probed, probe, settings};
 
 /// Why recording failed to start or to end.
 #[derive(Debug, thiserror::Error)]

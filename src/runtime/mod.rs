@@ -31,7 +31,7 @@ mod tenant;
 pub use cell::{Cell, has_cgroups};
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
-pub use probe::probe;
+pub use probe::{probe, unified};
 pub use ready::parse_ready;
 pub use rootless::{enter_user_namespace, leave_user_namespace, rootless_warnings};
 pub use script::check_script;

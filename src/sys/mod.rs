@@ -12,6 +12,7 @@ pub mod mount;
 pub mod netns;
 pub mod packet;
 pub mod passing;
+pub mod probe;
 pub mod process;
 pub mod signals;
 pub mod userns;

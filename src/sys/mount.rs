@@ -39,6 +39,39 @@ pub fn make_all_private() -> Result<()> {
     failed(rustix::mount::mount_change("/", flags), || "mount(\"/\", MS_REC|MS_PRIVATE)".into())
 }
 
+/// Runs `work` on a thread in a mount namespace of its own, whose mounts show nowhere else and end
+/// with it.
+///
+/// `unshare(2)` with `CLONE_NEWNS`: `CAP_SYS_ADMIN`.
+pub fn in_private<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|errno| {
+                MountError { call: "unshare(CLONE_NEWNS)".into(), source: errno.into() }
+            })?;
+            make_all_private()?;
+            Ok(work())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Mounts an empty file system in memory at `target`.
+pub fn tmpfs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    failed(rustix::mount::mount("tmpfs", target, "tmpfs", flags, None), || {
+        format!("mount(\"tmpfs\", {target:?}, \"tmpfs\")")
+    })
+}
+
+/// Mounts the file system of tracepoints at `target`. `CONFIG_TRACING`; Linux 4.1.
+pub fn tracefs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("tracefs", target, "tracefs", flags, None), || {
+        format!("mount(\"tracefs\", {target:?}, \"tracefs\")")
+    })
+}
+
 /// The mount namespace that this process was started in, once it has left it.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
 
@@ -82,14 +115,6 @@ pub fn proc(target: &Path) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let result = rustix::mount::mount("proc", target, "proc", flags, None);
     failed(result, || format!("mount(\"proc\", {target:?}, \"proc\")"))
-}
-
-/// Mounts an empty tmpfs at `target`.
-pub fn tmpfs(target: &Path) -> Result<()> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    failed(rustix::mount::mount("slim", target, "tmpfs", flags, Some(c"mode=0755")), || {
-        format!("mount(\"slim\", {target:?}, \"tmpfs\")")
-    })
 }
 
 /// Binds what `source` is open on (a namespace, a file, a directory) at `target`.
@@ -138,9 +163,12 @@ fn common_options() -> [(&'static str, &'static str); 3] {
 
 const USER_XATTR: &str = "userxattr";
 
-/// A kernel before 6.5 does not know `lowerdir+` (EINVAL), one before 5.2 not fsopen.
+/// True if the kernel may only not know the way: one before 5.2 has no fsopen, and one before 6.5 no
+/// `lowerdir+`. That one takes any option, and refuses the whole (EINVAL) when the mount is created; as
+/// a layer that cannot be does, on any kernel, so the other way is to be asked then.
 fn is_too_old(error: &MountError) -> bool {
-    error.call.contains("lowerdir+") && error.source.raw_os_error() == Some(libc::EINVAL)
+    let refused = error.source.raw_os_error() == Some(libc::EINVAL);
+    error.call.starts_with("fsconfig") && refused
         || error.call.starts_with("fsopen") && error.source.raw_os_error() == Some(libc::ENOSYS)
 }
 
@@ -219,4 +247,35 @@ fn overlay_by_mount(
 /// The path by which this process reaches what `fd` is open on.
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way of kernels before 6.5, which this machine's kernel takes as well.
+    #[test]
+    fn the_older_way_mounts_an_overlay_too() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // mounting is for root
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mounted = in_private(|| {
+            tmpfs(dir.path())?;
+            for name in ["one", "two", "upper", "work", "root"] {
+                std::fs::create_dir(at(name)).unwrap();
+            }
+            for (file, text) in [("one/a", "one"), ("two/a", "two"), ("one/b", "one")] {
+                std::fs::write(at(file), text).unwrap();
+            }
+            let open = |name: &str| -> OwnedFd { std::fs::File::open(at(name)).unwrap().into() };
+            let lowers = [open("one"), open("two")];
+            overlay_by_mount(&lowers, &open("upper"), &open("work"), &at("root"))?;
+            let read = |name: &str| std::fs::read_to_string(at("root").join(name)).unwrap();
+            Ok::<_, MountError>((read("a"), read("b")))
+        });
+        let mounted = mounted.unwrap().map_err(|error| format!("{error}: {}", error.source));
+        assert_eq!(mounted.unwrap(), ("two".to_owned(), "one".to_owned()));
+    }
 }
