@@ -1,11 +1,13 @@
 //! One run of one image: cell, recorder and pod around the acts of `play`.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
 use crate::record::{Backend, Recorder, RecorderSpec, Role, ns_per_call};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
+use crate::seccomp::Watch;
 
 use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
@@ -34,7 +36,9 @@ pub(super) fn run(
                 return Err(needs_cgroup(backend));
             }
             let fanotify = runtime::has_cgroups();
-            let spec = RecorderSpec { backend, fanotify, ..RecorderSpec::new(cell.cgroup()) };
+            let lookups = input.purpose == "verify";
+            let spec =
+                RecorderSpec { backend, fanotify, lookups, ..RecorderSpec::new(cell.cgroup()) };
             let before = ns_per_call();
             let recorder = Recorder::start(spec)?;
             bystanders = Some(Bystanders { before, during: ns_per_call() });
@@ -45,7 +49,8 @@ pub(super) fn run(
         Some(recorder) => Arc::new(Recorded(Arc::clone(recorder))),
         None => Arc::new(Unwatched),
     };
-    let pod = Pod::create(&cell, pod_spec(input, observer))?;
+    let watch = recorder.as_ref().map_or(Watch::Nothing, |recorder| recorder.watch_calls());
+    let pod = Pod::create(&cell, pod_spec(input, observer, watch))?;
     let mut play = Play::new(input, &pod, recorder.as_deref(), reporter);
     let played = play.play();
     let mut outcome = play.end();
@@ -118,7 +123,7 @@ fn finish_record(outcome: &mut RunOutcome) {
     outcome.record.complete = outcome.record.losses.is_empty();
 }
 
-fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>) -> PodSpec {
+fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>, watch: Watch) -> PodSpec {
     PodSpec {
         id: run_id(input),
         image_name: input.image_name.clone(),
@@ -129,6 +134,7 @@ fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>) -> PodSpec {
         network: input.spec.network.clone(),
         runtime: input.spec.runtime,
         seccomp: input.seccomp.1.clone(),
+        watch,
         log: input.log.clone(),
         observer,
     }
@@ -158,6 +164,10 @@ impl Observer for Recorded {
             Work::Unrecorded => Role::Unrecorded,
         };
         self.0.set_role(cgroup, role).map_err(|error| error.to_string())
+    }
+
+    fn listener(&self, cgroup: &Path, listener: OwnedFd) -> Result<(), String> {
+        self.0.add_listener(cgroup, listener).map_err(|error| error.to_string())
     }
 }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::model::{Loss, Phase, Profile, RunRecord, Tree};
+use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
 use bpf::{RING_BYTES, TASKS};
@@ -74,12 +75,15 @@ pub struct RecorderSpec {
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
+    /// Opens that fail are to be seen too: verification asks for what is not there. Only perf pays for
+    /// it, the others see them anyway.
+    pub lookups: bool,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: cgroup.into(), backend: Backend::Bpf, fanotify: true }
+        Self { cgroup: cgroup.into(), backend: Backend::Bpf, fanotify: true, lookups: false }
     }
 }
 
@@ -162,7 +166,8 @@ impl Recorder {
             return Err(no_cgroup(None));
         }
         let family = family(std::process::id());
-        let start = Start { cgroup: &cgroup, path: &spec.cgroup, family: &family };
+        let (cgroup, path, lookups) = (&cgroup, &*spec.cgroup, spec.lookups);
+        let start = Start { cgroup, path, family: &family, lookups };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,
@@ -240,6 +245,12 @@ impl Recorder {
             Role::Fixed(phase) => phase_number(phase),
         };
         self.shared.control().set_role(cgroup_leaf, role)
+    }
+
+    /// What a seccomp filter of the container is to notify, with its listener handed to
+    /// [`Self::add_listener`].
+    pub fn watch_calls(&self) -> Watch {
+        self.shared.control().watch()
     }
 
     /// Takes in the seccomp listener of processes in a leaf cgroup whose role was set. What they call

@@ -168,7 +168,9 @@ impl Reader {
             if what.exec && by.phase == Phase::Runtime.name() {
                 self.gathered.executing(what.pid, &path);
             }
-            self.gathered.opened(path, what.exec, what.dir, by);
+            // in descriptor mode events do not say that they are about a directory
+            let dir = what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| is_dir(s.st_mode));
+            self.gathered.opened(path, what.exec, dir, by);
         }
     }
 
@@ -210,6 +212,10 @@ fn is_mount(arch: u8, number: u32) -> bool {
 /// lost with the first.
 fn may_silence(fd: BorrowedFd<'_>, what: Seen) -> bool {
     what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| s.st_nlink == 1)
+}
+
+fn is_dir(mode: nix::libc::mode_t) -> bool {
+    mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
 }
 
 fn strip(name: &[u8], root: &Path) -> Option<Vec<u8>> {

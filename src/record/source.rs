@@ -11,6 +11,7 @@ use std::path::Path;
 use super::RecordError;
 use super::event::Event;
 use crate::model::Phase;
+use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 
 /// What a backend is started with.
@@ -21,6 +22,8 @@ pub(super) struct Start<'a> {
     pub path: &'a Path,
     /// slim and its descendants: what they open is not the container's.
     pub family: &'a [u32],
+    /// [`super::RecorderSpec::lookups`].
+    pub lookups: bool,
 }
 
 /// The two ends of a backend: one belongs to the reader's thread, the other to whoever steers.
@@ -54,6 +57,12 @@ pub(super) trait Control: Send {
 
     /// An overlay's files are the container's; by the kernel's device number.
     fn add_overlay(&mut self, device: u32) -> Result<(), RecordError>;
+
+    /// What a seccomp filter of the container is to notify; its listeners come to
+    /// [`Self::add_listener`].
+    fn watch(&self) -> Watch {
+        Watch::Nothing
+    }
 
     /// Takes in a seccomp listener of work in a leaf cgroup whose role was set.
     fn add_listener(&mut self, _leaf: &Path, _listener: OwnedFd) -> Result<(), RecordError> {
