@@ -162,7 +162,9 @@ impl Recorder {
     ) -> Result<Self, RecordError> {
         let no_cgroup = |source| RecordError::NoCgroup { path: spec.cgroup.clone(), source };
         let cgroup = std::fs::File::open(&spec.cgroup).map_err(|e| no_cgroup(Some(e)))?;
-        if !spec.cgroup.join("cgroup.procs").exists() {
+        // The notify backend takes the folder for a name only: who is recorded is under its filter.
+        let by_name = spec.backend == Backend::Notify && group.is_none();
+        if !by_name && !spec.cgroup.join("cgroup.procs").exists() {
             return Err(no_cgroup(None));
         }
         let family = family(std::process::id());
