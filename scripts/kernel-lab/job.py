@@ -336,8 +336,7 @@ def save(checks):
     mode, controllers = cgroup_mode()
     kernel = os.uname()
     result = {
-        "schema": "slim.kernels/v1", "date": datetime.date.today().isoformat(), "commit": SETTINGS["commit"],
-        "os": os_name(), "kernel": kernel.release, "kernel_version": kernel.version, "machine_arch": kernel.machine,
+        "schema": "slim.kernels/v1", "os": os_name(), "kernel": kernel.release, "kernel_version": kernel.version, "machine_arch": kernel.machine,
         "cgroup": mode, "controllers": controllers,
         "init": os.path.basename(os.path.realpath("/proc/1/exe")),
         "lsms": open("/sys/kernel/security/lsm").read().strip() if os.path.exists("/sys/kernel/security/lsm") else None,
@@ -374,7 +373,8 @@ def main():
             status, detail = FAILED, str(how)
         except Exception as error:  # the job's own mistake is a failure of this check, not the end of all
             status, detail = FAILED, "%s: %s" % (type(error).__name__, error)
-        results[at] = {"name": name, "status": status, "detail": detail, "seconds": int(time.time() - began)}
+        results[at] = {"name": name, "status": status, "detail": detail, "seconds": int(time.time() - began),
+                       "date": datetime.date.today().isoformat(), "commit": SETTINGS["commit"]}
         print("%-20s %-8s %4d s  %s" % (name, status, results[at]["seconds"], detail), flush=True)
         save(results)
     shutil.rmtree(WORK, ignore_errors=True)

@@ -27,13 +27,18 @@ def auto(result):
     return next((c["detail"] for c in result.get("doctor", []) if c["name"] == "recorder" and c["ok"]), "none")
 
 
+def ran(result):
+    when = sorted({"%s, %s" % (c["date"], c["commit"]) for c in result["checks"] if "date" in c})
+    return "; ".join(when)
+
+
 def tables(results):
     lines = [row(["", *("Linux %s" % r["kernel"].split("-")[0].split("+")[0] for r in results)]),
              "|---|" + "---|" * len(results)]
     facts = [
         ("machine", lambda r: "%s: %s" % (r["machine"], r["os"])),
         ("kernel", lambda r: r["kernel"]),
-        ("date, slim's commit", lambda r: "%s, %s" % (r["date"], r["commit"])),
+        ("run on, slim's commit", ran),
         ("cgroups", lambda r: {"v2": "version 2 alone", "v1": "version 1"}.get(r["cgroup"], r["cgroup"])
          + (" (%s)" % r["controllers"] if r["controllers"] else "")),
         ("init", lambda r: r["init"]),

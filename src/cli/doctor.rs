@@ -24,6 +24,8 @@ pub(super) struct DoctorArgs {
 
 impl DoctorArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
+        // What cannot be entered is a row of its own.
+        let _ = crate::runtime::enter_user_namespace();
         let checks = pipeline::doctor(self.store.as_deref());
         if self.json {
             say(serde_json::to_string_pretty(&checks).expect("plain data"));

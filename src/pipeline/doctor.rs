@@ -34,7 +34,10 @@ pub struct Check {
 
 impl Check {
     fn of(offer: Offer) -> Self {
-        let needed = NEEDED.contains(&offer.name);
+        let needed = match runtime::in_user_namespace() {
+            true => NEEDED_BY_USER.contains(&offer.name),
+            false => NEEDED.contains(&offer.name),
+        };
         let (ok, name) = (offer.ok(), offer.name.to_owned());
         match offer.found {
             Ok(detail) => Self {
@@ -61,11 +64,15 @@ impl Check {
     }
 }
 
-/// Rows without which nothing is traced. Of the recorders one is enough: the row `recorder`.
+/// Rows without which nothing is traced as root. Of the recorders one is enough: the row `recorder`.
 const NEEDED: [&str; 7] =
     ["root", "fanotify", "cgroup2", "overlayfs", "namespaces", "seccomp", "recorder"];
+/// The same for an ordinary user in a user namespace.
+const NEEDED_BY_USER: [&str; 5] =
+    ["user_namespaces", "overlayfs", "namespaces", "seccomp", "recorder"];
 
-/// Tries what tracing needs and what it can use, one by one. `store` is where the store would be.
+/// Tries what tracing needs and what it can use, one by one: as an ordinary user inside the user
+/// namespace that a run would have, if it could be entered. `store` is where the store would be.
 pub fn doctor(store: Option<&Path>) -> Vec<Check> {
     let scratch = Scratch::new(store);
     let folder = |name: &str| scratch.folder(name);
@@ -82,9 +89,13 @@ pub fn doctor(store: Option<&Path>) -> Vec<Check> {
 }
 
 fn root() -> Offer {
-    let found = match rustix::process::geteuid().is_root() {
-        true => Ok("yes".to_owned()),
-        false => Err(Lack::new("not root", "nothing can be traced", "run slim with sudo")),
+    let costs = "the recorders that see most, bpf and perf, and limits by cgroups";
+    let found = match (runtime::in_user_namespace(), rustix::process::geteuid().is_root()) {
+        (true, _) => {
+            Err(Lack::new("not root, but of a user namespace", costs, "run slim with sudo"))
+        }
+        (false, true) => Ok("yes".to_owned()),
+        (false, false) => Err(Lack::new("not root", "nothing can be traced", "run slim with sudo")),
     };
     Offer::new("root", found)
 }

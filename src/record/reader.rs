@@ -113,13 +113,12 @@ impl Reader {
         match self.owner(what) {
             Owner::NotCounted => {}
             Owner::Counted { by, silence } => {
-                self.note(fd, what, by);
-                let silenced = silence && may_silence(fd, what);
-                if silenced
-                    && let Some(group) = &self.group
-                    && let Err(error) = group.ignore(fd, what)
-                {
-                    tracing::debug!(%error, "an opened file could not be silenced");
+                let path = self.note(fd, what, by);
+                let group = self.group.as_ref().filter(|_| silence && may_silence(fd, what));
+                match group.map(|group| group.ignore(fd, what)) {
+                    Some(Err(error)) => tracing::debug!(%error, "an open file was not silenced"),
+                    Some(Ok(())) if what.exec => self.gathered.silent_execs.extend(path),
+                    _ => {}
                 }
             }
             Owner::Unknown if self.is_outside(what.pid) => {}
@@ -163,15 +162,16 @@ impl Reader {
         path.is_some_and(|path| !path.split('/').any(|name| name == self.cgroup_name))
     }
 
-    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: FirstUse) {
-        if let Some(path) = self.path_of(fd) {
-            if what.exec && by.phase == Phase::Runtime.name() {
-                self.gathered.executing(what.pid, &path);
-            }
-            // in descriptor mode events do not say that they are about a directory
-            let dir = what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| is_dir(s.st_mode));
-            self.gathered.opened(path, what.exec, dir, by);
+    /// Notes an open; the file's path.
+    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: FirstUse) -> Option<Vec<u8>> {
+        let path = self.path_of(fd)?;
+        if what.exec && by.phase == Phase::Runtime.name() {
+            self.gathered.executing(what.pid, &path);
         }
+        // in descriptor mode events do not say that they are about a directory
+        let dir = what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| is_dir(s.st_mode));
+        self.gathered.opened(path.clone(), what.exec, dir, by);
+        Some(path)
     }
 
     /// The overlay's own path of an opened file. Its name in /proc is as seen through the mount it

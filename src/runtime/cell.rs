@@ -12,7 +12,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions};
 
 use super::cgroup::{self, Hierarchies};
-use super::control;
 use super::helper::{Ask, Note, Request};
 use super::shim::Task;
 use super::{Ended, RuntimeError};
@@ -24,7 +23,7 @@ use crate::sys::{passing, process, userns};
 pub struct Cell {
     inner: Arc<CellInner>,
     /// Tells the `slim clean` of another pid namespace that the run lives.
-    _held: std::fs::File,
+    _held: Option<std::fs::File>,
 }
 
 /// What pods share of a cell.
@@ -32,9 +31,8 @@ pub(super) struct CellInner {
     /// `slim-` and some hex digits; the name of the cgroups too.
     pub name: String,
     pub hierarchies: Hierarchies,
-    /// In a user namespace, whose root has no cgroups, a plain folder of the same form: work has its
-    /// names by it, and the pid namespace ends what the cgroup would have.
-    cgroup: PathBuf,
+    /// `None` without the right to make one: the pid namespace ends what it would have.
+    cgroup: Option<PathBuf>,
     helper: Pid,
     socket: OwnedFd,
     state: Mutex<State>,
@@ -53,15 +51,11 @@ impl Cell {
     /// Starts the pid-1 helper of a new pid and mount namespace and makes the run's cgroup
     /// (`slim-<id>`, cgroup v2), except in a user namespace, whose root has no cgroups.
     pub fn enter() -> Result<Self, RuntimeError> {
-        let rootless = !has_cgroups();
+        let rootless = userns::inside();
         let hierarchies = if rootless { Hierarchies::seen() } else { Hierarchies::read() }
             .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
         let name = format!("{}{}", cgroup::PREFIX, random_hex());
-        let cgroup = if rootless {
-            control::socket_dir()?.join(&name)
-        } else {
-            cgroup::run_dir(&hierarchies, &name)?
-        };
+        let cgroup = if rootless { None } else { Some(cgroup::run_dir(&hierarchies, &name)?) };
         let started = start_helper(&name);
         let (helper, socket) = started.map_err(|error| cannot_start(&error.to_string()))?;
         let inner = Arc::new(CellInner {
@@ -93,14 +87,13 @@ impl Cell {
             .map_err(|error| cannot_start(&error.to_string()))?;
         // The helper's first word has the id 0: namespaces and mounts are ready, or why not.
         inner.reply(0).map_err(|why| cannot_start(&why))?;
-        let held = cgroup::make_run(&inner.cgroup)?;
+        let held = inner.cgroup.as_deref().map(cgroup::make_run).transpose()?;
         Ok(Self { inner, _held: held })
     }
 
-    /// The run's cgroup v2 directory; leaves are made below it. In a user namespace, see
-    /// [`has_cgroups`], a plain folder.
-    pub fn cgroup(&self) -> &Path {
-        &self.inner.cgroup
+    /// The run's cgroup v2 directory; leaves are made below it. `None` in a user namespace.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.inner.cgroup.as_deref()
     }
 
     pub(super) fn inner(&self) -> Arc<CellInner> {
@@ -131,28 +124,10 @@ pub(super) fn random_hex() -> String {
     hex::encode(bytes)
 }
 
-/// Whether runs have cgroups: the root of a user namespace has none.
-pub fn has_cgroups() -> bool {
-    !userns::inside()
-}
-
-/// The same for the folders that stand for cgroups where there are none.
-fn clean_folders() -> Vec<String> {
-    let dir = control::socket_dir().unwrap_or_default();
-    let names = std::fs::read_dir(&dir).into_iter().flatten().flatten();
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let dead = |name: &String| {
-        let folder = name.starts_with(cgroup::PREFIX) && dir.join(name).is_dir();
-        let Ok(_claimed) = cgroup::claim(&dir, name) else { return false };
-        folder && !is_live(name) && cgroup::remove_tree(&dir.join(name)).is_ok()
-    };
-    names.filter(dead).collect()
-}
-
 /// Removes the cgroups of runs that have no process in any hierarchy and no live slim.
 pub(super) fn clean_cgroups() -> Result<Vec<String>, RuntimeError> {
-    if !has_cgroups() {
-        return Ok(clean_folders());
+    if userns::inside() {
+        return Ok(Vec::new());
     }
     let hierarchies = Hierarchies::read()
         .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
@@ -188,8 +163,8 @@ fn start_helper(name: &str) -> io::Result<(Pid, OwnedFd)> {
 }
 
 impl CellInner {
-    pub fn cgroup(&self) -> &Path {
-        &self.cgroup
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -330,13 +305,14 @@ impl CellInner {
         root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// A new leaf cgroup named after `work` (`main-1`, `exec-7`); its path and its name.
-    pub fn make_leaf(&self, work: &str) -> Result<(PathBuf, String), RuntimeError> {
+    /// A new leaf cgroup named after `work` (`main-1`, `exec-7`), if there are cgroups, and its name.
+    pub fn make_leaf(&self, work: &str) -> Result<(Option<PathBuf>, String), RuntimeError> {
         let name = format!("{work}-{}", self.counter.fetch_add(1, Ordering::Relaxed));
-        let path = self.cgroup.join(&name);
+        let Some(cgroup) = &self.cgroup else { return Ok((None, name)) };
+        let path = cgroup.join(&name);
         let what = format!("mkdir({path:?})");
         std::fs::create_dir(&path).map_err(|source| RuntimeError::Io { what, source })?;
-        Ok((path, name))
+        Ok((Some(path), name))
     }
 }
 
@@ -358,10 +334,6 @@ impl Drop for CellInner {
         // The end of pid 1 is the end of every process and mount of the cell.
         let _ = rustix::process::kill_process(self.helper, rustix::process::Signal::KILL);
         let _ = rustix::process::waitpid(Some(self.helper), WaitOptions::empty());
-        if !has_cgroups() {
-            let _ = cgroup::remove_tree(&self.cgroup);
-            return;
-        }
         let left = self.hierarchies.remove_run(&self.name, Duration::from_secs(2));
         if !left.is_empty() {
             tracing::debug!(?left, "cgroups stayed behind; `slim clean` removes them");

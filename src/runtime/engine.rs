@@ -11,7 +11,6 @@ use super::cgroup::{self, Hierarchies};
 use super::shim::{CANNOT_CREATE, Confine, TaskWork};
 use super::{RuntimeError, RuntimeKind};
 use crate::seccomp::Watch;
-use crate::sys::userns;
 
 /// One of the runtimes, found.
 #[derive(Debug)]
@@ -81,16 +80,6 @@ impl Engine {
         }
     }
 
-    /// The cgroup that a container gets. In a user namespace there is none: without a path runc and
-    /// crun make do; the embedded runtime cannot, see [`cgroup::pretend`].
-    pub fn cgroups_path(&self, path: String) -> Option<String> {
-        match (userns::inside(), self.is_embedded()) {
-            (false, _) => Some(path),
-            (true, true) => Some(cgroup::PRETENDED.to_owned()),
-            (true, false) => None,
-        }
-    }
-
     /// Readies a runtime configuration for a notifying filter. The embedded runtime's executor loads
     /// it, and then what is taken out of the configuration here: it needs privileges that libcontainer
     /// would have dropped. runc and crun load it themselves and hand its listener to `socket`.
@@ -114,6 +103,12 @@ impl Engine {
         };
         let seccomp = take("linux", "seccomp");
         Some(Confine { watch, seccomp, capabilities: take("process", "capabilities") })
+    }
+
+    /// The cgroup of a container of a user who has none. Without a path runc and crun make do; the
+    /// embedded runtime cannot, see [`cgroup::pretend`].
+    pub fn cgroup_of_a_user(&self) -> Option<&'static str> {
+        self.is_embedded().then_some(cgroup::PRETENDED)
     }
 
     /// Mount points that the runtime must not see.
@@ -169,7 +164,7 @@ impl Engine {
         let mut argv: Vec<OsString> = vec![self.program.clone().into(), "--root".into()];
         argv.extend([start.state.clone().into(), "--log".into(), log.into()]);
         argv.extend(["--log-format", "json"].map(OsString::from));
-        if self.kind == RuntimeKind::Crun && userns::inside() {
+        if self.kind == RuntimeKind::Crun && crate::sys::userns::inside() {
             argv.push("--cgroup-manager=disabled".into());
         }
         argv

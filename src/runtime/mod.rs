@@ -31,7 +31,7 @@ mod shim;
 mod stdio;
 mod tenant;
 
-pub use cell::{Cell, has_cgroups};
+pub use cell::Cell;
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
 pub use probe::{probe, unified};
@@ -139,9 +139,15 @@ pub trait Observer: Send + Sync {
     fn mounted(&self, root: &Path) -> Result<(), String>;
     /// A leaf cgroup was made (below [`Cell::cgroup`]) for this work.
     fn leaf(&self, cgroup: &Path, work: Work) -> Result<(), String>;
-    /// Processes in a leaf run under the filter that [`PodSpec::watch`] asks for; this is its listener.
-    /// Their calls wait until it is served.
-    fn listener(&self, _cgroup: &Path, _listener: OwnedFd) -> Result<(), String> {
+    /// Processes of some work run under the filter that [`PodSpec::watch`] asks for; this is its
+    /// listener. Their calls wait until it is served. runc and crun do not say which work it is: then
+    /// the cgroup tells, a leaf or the run's.
+    fn listener(
+        &self,
+        _work: Option<Work>,
+        _cgroup: Option<&Path>,
+        _listener: OwnedFd,
+    ) -> Result<(), String> {
         Err("nobody serves seccomp listeners".to_owned())
     }
 }
@@ -217,6 +223,11 @@ pub fn capabilities(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
 /// Where `-v`, `--mount` and `--tmpfs` put something: absolute paths in the container.
 pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     spec::mount_points(options)
+}
+
+/// True if slim runs as an ordinary user, in a user namespace of its own.
+pub fn in_user_namespace() -> bool {
+    rootless::outside().is_some()
 }
 
 /// Early check of what an image has no say in, so that a typo costs no unpacking.

@@ -347,8 +347,7 @@ impl Pod {
         let inner = &self.inner;
         // Beside the run's cgroup, not below it: the script is not recorded.
         let name = format!("{}-script", inner.cell.name);
-        let root = inner.cell.hierarchies.unified.as_ref().filter(|_| super::has_cgroups());
-        let cgroup = root.map(|root| root.join(&name));
+        let cgroup = inner.cell.hierarchies.unified.as_ref().map(|root| root.join(&name));
         let private = inner.spec.network == Network::Private;
         let script = Script {
             argv,

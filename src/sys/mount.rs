@@ -56,14 +56,6 @@ pub fn in_private<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     })
 }
 
-/// Mounts an empty file system in memory at `target`.
-pub fn tmpfs(target: &Path) -> Result<()> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    failed(rustix::mount::mount("tmpfs", target, "tmpfs", flags, None), || {
-        format!("mount(\"tmpfs\", {target:?}, \"tmpfs\")")
-    })
-}
-
 /// Mounts the file system of tracepoints at `target`. `CONFIG_TRACING`; Linux 4.1.
 pub fn tracefs(target: &Path) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -115,6 +107,14 @@ pub fn proc(target: &Path) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let result = rustix::mount::mount("proc", target, "proc", flags, None);
     failed(result, || format!("mount(\"proc\", {target:?}, \"proc\")"))
+}
+
+/// Mounts an empty tmpfs at `target`.
+pub fn tmpfs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("slim", target, "tmpfs", flags, Some(c"mode=0755")), || {
+        format!("mount(\"slim\", {target:?}, \"tmpfs\")")
+    })
 }
 
 /// Binds what `source` is open on (a namespace, a file, a directory) at `target`.

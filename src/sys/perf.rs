@@ -47,8 +47,11 @@ const SAMPLE_REGS_USER: u64 = 1 << 12;
 const FORMAT_LOST: u64 = 1 << 4;
 // bits of the attribute's bit field
 const DISABLED: u64 = 1;
+const COMM: u64 = 1 << 9;
 const TASK: u64 = 1 << 13;
 const SAMPLE_ID_ALL: u64 = 1 << 18;
+/// Execs are marked among the changes of a task's name: Linux 3.16.
+const COMM_EXEC: u64 = 1 << 24;
 const USE_CLOCKID: u64 = 1 << 25;
 
 const FLAG_PID_CGROUP: libc::c_ulong = 4;
@@ -58,16 +61,18 @@ const IOC_SET_OUTPUT: libc::c_ulong = 0x2405;
 const IOC_SET_FILTER: libc::c_ulong = 0x4008_2406;
 
 const RECORD_LOST: u32 = 2;
+const RECORD_COMM: u32 = 3;
 const RECORD_EXIT: u32 = 4;
 const RECORD_FORK: u32 = 7;
 const RECORD_SAMPLE: u32 = 9;
+const MISC_COMM_EXEC: u16 = 1 << 13;
 
 /// What is told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     /// A tracepoint, by the number in its `id` file.
     Tracepoint(u32),
-    /// Forks and ends of tasks.
+    /// Forks, execs and ends of tasks.
     Tasks,
 }
 
@@ -89,6 +94,11 @@ pub enum Record {
         tid: u32,
         time: u64,
     },
+    /// The other threads are gone, the new program is about to run.
+    Exec {
+        pid: u32,
+        time: u64,
+    },
     Exit {
         pid: u32,
         tid: u32,
@@ -100,7 +110,10 @@ pub enum Record {
 impl Record {
     pub fn time(&self) -> u64 {
         match self {
-            Self::Sample { time, .. } | Self::Fork { time, .. } | Self::Exit { time, .. } => *time,
+            Self::Sample { time, .. }
+            | Self::Fork { time, .. }
+            | Self::Exec { time, .. }
+            | Self::Exit { time, .. } => *time,
             Self::Lost(_) => 0,
         }
     }
@@ -134,7 +147,7 @@ impl PerfEvent {
             ..Attr::default()
         };
         match what {
-            What::Tasks => attr.flags |= TASK,
+            What::Tasks => attr.flags |= TASK | COMM | COMM_EXEC,
             What::Tracepoint(_) => {
                 attr.sample_period = 1;
                 attr.sample_type |= SAMPLE_RAW | SAMPLE_REGS_USER;
@@ -246,6 +259,7 @@ impl PerfRing {
         while tail < head {
             let header: [u8; 8] = self.bytes(tail, 8).try_into().unwrap_or_default();
             let kind = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
+            let misc = u16::from_ne_bytes([header[4], header[5]]);
             let size = u16::from_ne_bytes([header[6], header[7]]);
             if size < 8 {
                 nonsense += 1;
@@ -253,7 +267,7 @@ impl PerfRing {
                 break;
             }
             let body = self.bytes(tail + 8, usize::from(size) - 8);
-            match parse(kind, &body) {
+            match parse(kind, misc, &body) {
                 Some(Some(record)) => sink(record),
                 Some(None) => {}
                 None => nonsense += 1,
@@ -299,13 +313,17 @@ impl AsFd for PerfRing {
 }
 
 /// A record by its body; `Some(None)` for kinds of no interest.
-fn parse(kind: u32, body: &[u8]) -> Option<Option<Record>> {
+fn parse(kind: u32, misc: u16, body: &[u8]) -> Option<Option<Record>> {
     let u32_at = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |at: usize| Some(u64::from_ne_bytes(body.get(at..at + 8)?.try_into().ok()?));
     Some(Some(match kind {
         RECORD_LOST => Record::Lost(u64_at(8)?),
         RECORD_FORK => {
             Record::Fork { pid: u32_at(0)?, parent: u32_at(4)?, tid: u32_at(8)?, time: u64_at(16)? }
+        }
+        // what follows the name is the time and who, by SAMPLE_ID_ALL
+        RECORD_COMM if misc & MISC_COMM_EXEC != 0 => {
+            Record::Exec { pid: u32_at(0)?, time: u64_at(body.len().checked_sub(8)?)? }
         }
         RECORD_EXIT => Record::Exit { pid: u32_at(0)?, tid: u32_at(8)?, time: u64_at(16)? },
         RECORD_SAMPLE => {

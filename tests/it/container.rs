@@ -459,7 +459,8 @@ fn two_pods_live_side_by_side() {
         let output = call(pod, "SLIM_EXEC", &["sh", "-c", "> /tmp/mine; echo /tmp/*"], "");
         assert_eq!(text(&output.stdout), "/tmp/mine\n");
     }
-    let cgroups = [one.cell.cgroup().to_path_buf(), other.cell.cgroup().to_path_buf()];
+    let cgroups =
+        [one.cell.cgroup().unwrap().to_path_buf(), other.cell.cgroup().unwrap().to_path_buf()];
     pods.into_iter().for_each(Pod::destroy);
     drop((one, other));
     for cgroup in cgroups {
@@ -479,7 +480,7 @@ fn a_pod_that_waits_to_be_killed() {
         scope.spawn(|| call(&pod, "SLIM_EXEC", &["sh", "-c", background], ""));
         std::thread::sleep(Duration::from_millis(500));
         let known: BTreeMap<&str, String> = [
-            ("cgroup", fixture.cell.cgroup().to_string_lossy().into_owned()),
+            ("cgroup", fixture.cell.cgroup().unwrap().to_string_lossy().into_owned()),
             ("dir", fixture.dir.path().to_string_lossy().into_owned()),
         ]
         .into();

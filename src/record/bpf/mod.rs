@@ -23,7 +23,7 @@ pub(super) const TASKS: u32 = 65_536;
 pub(super) fn start(start: &Start<'_>, ring: u32, tasks: u32) -> Result<Ends, RecordError> {
     let mut bpf = Bpf::load(ring, tasks).map_err(host_error)?;
     let ring = bpf.ring()?;
-    bpf.set_cgroup(start.cgroup.as_fd()).map_err(|error| {
+    bpf.set_cgroup(start.cgroup()?.as_fd()).map_err(|error| {
         tracing::debug!(%error, "the cgroup was refused");
         RecordError::NoCgroup { path: start.path.to_owned(), source: None }
     })?;

@@ -127,11 +127,13 @@ impl Hub {
 
     pub(super) fn add_listener(
         self: &Arc<Self>,
-        leaf: &Path,
+        role: Option<u8>,
+        leaf: Option<&Path>,
         listener: OwnedFd,
     ) -> Result<(), RecordError> {
         // none: the first call's process tells
-        let role = lock(&self.roles).get(leaf).copied();
+        let of_leaf = || lock(&self.roles).get(leaf?).copied();
+        let role = role.or_else(of_leaf);
         let hub = Arc::clone(self);
         let thread = std::thread::Builder::new()
             .name("listener".to_owned())
@@ -218,8 +220,13 @@ impl Control for Steer {
         Watch::All
     }
 
-    fn add_listener(&mut self, leaf: &Path, listener: OwnedFd) -> Result<(), RecordError> {
-        self.0.add_listener(leaf, listener)
+    fn add_listener(
+        &mut self,
+        role: Option<u8>,
+        leaf: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), RecordError> {
+        self.0.add_listener(role, leaf, listener)
     }
 
     fn stop(&mut self) {

@@ -30,7 +30,7 @@ struct Process {
     role: u8,
     /// It runs what the image holds.
     entered: bool,
-    /// It is in the exec by which it comes to; that call is still the runtime's.
+    /// It is in the exec by which it comes to; what its threads do is still the runtime's.
     entering: bool,
     threads: u32,
     uid: u32,
@@ -110,6 +110,11 @@ impl Calls {
                 self.processes.insert(pid, Process { threads: 1, entering: false, ..parent_is });
                 let event = self.about(EventKind::Fork, parent, &parent_is, time);
                 sink(Event { other: pid, ..event });
+            }
+            Record::Exec { pid, .. } => {
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.entering = false;
+                }
             }
             Record::Exit { pid, time, .. } => self.exit(pid, time, sink),
             Record::Sample { abi32: true, .. } | Record::Lost(_) => {} // notified instead
@@ -195,14 +200,7 @@ impl Calls {
         if process.role == UNRECORDED {
             return;
         }
-        let mut process = process;
-        if process.entering {
-            if let Some(known) = self.processes.get_mut(&pid) {
-                known.entering = false;
-            }
-            process.entered = false;
-            self.entered.insert(number); // its end is no refusal
-        }
+        let process = Process { entered: process.entered && !process.entering, ..process };
         let event = self.about(EventKind::Call, pid, &process, time);
         if process.entered {
             self.entered.insert(number);
@@ -227,8 +225,9 @@ impl Calls {
         time: u64,
         sink: &mut dyn FnMut(Event),
     ) {
-        let counts = process.entered && process.role != UNRECORDED;
-        if !counts || process.entering || self.entered.contains(&number) {
+        let counts = process.entered && !process.entering && process.role != UNRECORDED;
+        let entry = result == 0 && is_exec(number); // begun as the runtime's
+        if !counts || entry || self.entered.contains(&number) {
             return;
         }
         let event = self.about(EventKind::Refused, pid, &process, time);
@@ -245,6 +244,10 @@ fn value(number: u32, args: &[u64; 6]) -> Option<u64> {
     let name = Arch::NATIVE.call_name(number)?;
     let (_, index, _) = VALUES.iter().find(|(call, ..)| *call == name)?;
     (!Watch::Rare.names_call(name)).then(|| args[usize::from(*index) % 6])
+}
+
+fn is_exec(number: u32) -> bool {
+    matches!(Arch::NATIVE.call_name(number), Some("execve" | "execveat"))
 }
 
 /// A tracepoint's filter that leaves these numbers out.

@@ -83,7 +83,10 @@ fn open_all(start: &Start<'_>) -> Result<Opened, RecordError> {
     };
     let told = Told { enter: id("raw_syscalls/sys_enter")?, exit: id("raw_syscalls/sys_exit")? };
     let legacy = legacy_cgroup(start.path).map_err(|e| refused("the cgroup of perf_event", e))?;
-    let cgroup = legacy.as_ref().unwrap_or(start.cgroup).as_fd();
+    let cgroup = match &legacy {
+        Some(legacy) => legacy.as_fd(),
+        None => start.cgroup()?.as_fd(),
+    };
     let (mut cpus, mut rings) = (Vec::new(), Vec::new());
     for number in online().map_err(|e| refused("the processors cannot be counted", e))? {
         let (cpu, ring) = open_cpu(told, cgroup, number)
@@ -245,8 +248,13 @@ impl Control for Steer {
         self.watch
     }
 
-    fn add_listener(&mut self, leaf: &Path, listener: OwnedFd) -> Result<(), RecordError> {
-        self.shared.hub.add_listener(leaf, listener)
+    fn add_listener(
+        &mut self,
+        role: Option<u8>,
+        leaf: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), RecordError> {
+        self.shared.hub.add_listener(role, leaf, listener)
     }
 
     fn stop(&mut self) {
@@ -277,7 +285,8 @@ pub fn check() -> Result<(), RecordError> {
     let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
     let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
     // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
-    open_all(&Start { cgroup: &cgroup, path: Path::new(""), family: &[], lookups: false }).map(drop)
+    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[], lookups: false })
+        .map(drop)
 }
 
 /// The same for `slim doctor`: name, and what was found or why not.

@@ -39,12 +39,9 @@ pub(super) fn version(program: &'static str, costs: &str) -> Offer {
 pub(super) fn docker() -> Offer {
     let format =
         "{{.ServerVersion}}, {{.Driver}}, cgroup driver {{.CgroupDriver}} (v{{.CgroupVersion}})";
-    let found = first_line("docker", &["info", "--format", format]);
-    // an old client prints the form with blanks when no engine answers, and ends well
-    let found = found.and_then(|line| match line.starts_with(',') {
-        true => Err("no engine answers".to_owned()),
-        false => Ok(line),
-    });
+    // `docker info` without an engine fails differently from version to version
+    let found = first_line("docker", &["version", "--format", "{{.Server.Version}}"])
+        .and_then(|_| first_line("docker", &["info", "--format", format]));
     let costs = "nothing: slim needs no engine, its results load into one";
     Offer::new("docker", found.map_err(|why| Lack::new(why, costs, "install docker and start it")))
 }

@@ -113,6 +113,9 @@ fn seccomp() -> Result<String, Lack> {
 
 /// What an ordinary user needs in place of root.
 fn user_namespaces() -> Result<String, Lack> {
+    if super::in_user_namespace() {
+        return Ok("slim is root of one".to_owned());
+    }
     let way_out = "sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1 or \
                    kernel.apparmor_restrict_unprivileged_userns=0, whichever this host has";
     probe::namespaces(CloneFlags::CLONE_NEWUSER)
@@ -120,28 +123,17 @@ fn user_namespaces() -> Result<String, Lack> {
         .map_err(|error| Lack::of(&error, "an ordinary user cannot run containers", way_out))
 }
 
-/// Ranges of ids for an ordinary user (`subuid(5)`) and the programs that map them (`newuidmap(1)`).
+/// Ids of an ordinary user beside the own one (`subuid(5)`, `newuidmap(1)`).
 fn subuid() -> Result<String, Lack> {
-    let costs = "an ordinary user's containers have one user id, their own";
-    let uid = rustix::process::getuid();
-    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid.as_raw()));
-    let name = user.ok().flatten().map_or_else(|| uid.as_raw().to_string(), |user| user.name);
-    let number = uid.as_raw().to_string();
-    for (file, tool) in [("/etc/subuid", "newuidmap"), ("/etc/subgid", "newgidmap")] {
-        if uid.is_root() {
-            break; // root maps what it likes
-        }
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let mine = text.lines().filter_map(|line| line.split(':').next());
-        if !mine.clone().any(|owner| owner == name || owner == number) {
-            let way_out =
-                format!("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
-            return Err(Lack::new(format!("{file} has no range for {name}"), costs, &way_out));
-        }
-        if engines::find(tool).is_none() {
-            return Err(Lack::new(format!("no {tool}"), costs, "install uidmap (shadow-utils)"));
-        }
+    if !super::in_user_namespace() {
+        return Ok("not needed as root".to_owned());
     }
-    Ok(if uid.is_root() { "not needed as root" } else { "ranges and newuidmap are there" }
-        .to_owned())
+    let costs = "files of other owners belong to root in the container, and programs that become \
+                 another user fail";
+    let way_out = "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, and \
+                   install uidmap (shadow-utils)";
+    match super::rootless_warnings().into_iter().next() {
+        None => Ok("ranges of ids are mapped".to_owned()),
+        Some(why) => Err(Lack::new(why, costs, way_out)),
+    }
 }
