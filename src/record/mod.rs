@@ -398,8 +398,9 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
 fn opens_unseen(gathered: &Gathered) -> u64 {
     const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
     let name = |call: &CallUse| fold::arch_of(call.arch)?.call_name(call.number);
+    let made = |call: &&CallUse| call.refused.is_none() && call.value.is_none();
     let named = |call: &&CallUse| name(call).is_some_and(|name| CALLS.contains(&name));
-    gathered.calls.iter().filter(named).count() as u64
+    gathered.calls.iter().filter(made).filter(named).count() as u64
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {
