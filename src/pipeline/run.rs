@@ -36,8 +36,8 @@ pub(super) fn run(
             if cgroup.is_none() && backend != Backend::Notify {
                 return Err(needs_cgroup(backend));
             }
-            let (lookups, fanotify) = (input.purpose == "verify", cgroup.is_some());
-            let spec = RecorderSpec { cgroup, backend, fanotify, lookups };
+            let fanotify = cgroup.is_some();
+            let spec = RecorderSpec { cgroup, backend, fanotify };
             let before = ns_per_call();
             let recorder = Recorder::start(spec)?;
             bystanders = Some(Bystanders { before, during: ns_per_call() });

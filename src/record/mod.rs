@@ -76,15 +76,12 @@ pub struct RecorderSpec {
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
-    /// Opens that fail are to be seen too: verification asks for what is not there. Only perf pays for
-    /// it, the others see them anyway.
-    pub lookups: bool,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true, lookups: false }
+        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true }
     }
 }
 
@@ -175,8 +172,7 @@ impl Recorder {
         let family = family(std::process::id());
         let path = spec.cgroup.clone().unwrap_or_default();
         let opened = spec.cgroup.as_deref().map(open_cgroup).transpose()?;
-        let (cgroup, lookups) = (opened.as_ref(), spec.lookups);
-        let start = Start { cgroup, path: &path, family: &family, lookups };
+        let start = Start { cgroup: opened.as_ref(), path: &path, family: &family };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,
@@ -374,7 +370,7 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         let arch = fold::arch_of(c.arch);
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
-    let unseen = reader.group.is_none().then(|| opens_unseen(gathered)).unwrap_or(0);
+    let unseen = if reader.group.is_none() { opens_unseen(gathered) } else { 0 };
     let counted = [
         ("opens_unseen", unseen, "calls that open files which only fanotify would have told of"),
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
