@@ -25,13 +25,14 @@ use super::gather::{MAIN, phase_number};
 use super::source::{Control, Ends, Lost, Source, Start};
 use super::{RecordError, chain, lock};
 use crate::model::Phase;
-use crate::seccomp::Watch;
+use crate::seccomp::{Judge, Watch};
 use crate::sys::seccomp::{self, Listener};
 
 /// What the threads of the listeners, the source and the control share.
 pub(super) struct Hub {
-    /// Every call is notified, so calls are counted here.
-    all: bool,
+    /// Where every call is notified, so that calls are counted here: who answers for the container's
+    /// filter.
+    judge: Option<Judge>,
     queue: Mutex<Vec<Event>>,
     wake: EventFd,
     stop: EventFd,
@@ -40,8 +41,8 @@ pub(super) struct Hub {
     roles: Mutex<HashMap<PathBuf, u8>>,
     /// Devices of the overlays, as the kernel has them.
     overlays: Mutex<HashSet<u32>>,
-    /// (architecture, phase, number) of calls reported.
-    calls: Mutex<HashSet<(u8, u8, u32)>>,
+    /// (architecture, phase, number, errno) of calls reported; errno for those refused.
+    calls: Mutex<HashSet<(u8, u8, u32, u32)>>,
     /// Hashes of values and paths reported.
     reported: Mutex<HashSet<u64>>,
     string_fault: AtomicU64,
@@ -53,12 +54,12 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(all: bool) -> Result<Arc<Self>, RecordError> {
+    pub(super) fn new(judge: Option<Judge>) -> Result<Arc<Self>, RecordError> {
         let io =
             |source: nix::Error| RecordError::Io { what: "make an eventfd", source: source.into() };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Arc::new(Self {
-            all,
+            judge,
             queue: Mutex::default(),
             wake: EventFd::from_flags(flags).map_err(io)?,
             stop: EventFd::from_flags(flags).map_err(io)?,
@@ -175,9 +176,9 @@ impl Hub {
 }
 
 /// Starts the backend that is notified of every call.
-pub(super) fn start(_: &Start<'_>) -> Result<Ends, RecordError> {
+pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
     check()?;
-    let hub = Hub::new(true)?;
+    let hub = Hub::new(Some(Judge::of(start.filter)))?;
     Ok(Ends { source: Box::new(Events(Arc::clone(&hub))), control: Box::new(Steer(hub)) })
 }
 

@@ -20,13 +20,16 @@ use super::super::kernel_device;
 use super::task::{self, Found, Place, Text};
 use super::{Hub, guard, names_of};
 use crate::model::Arch;
+use crate::seccomp::Answer;
 use crate::sys::seccomp::{Listener, Notice, be_prompt};
+use crate::sys::signals;
 
 const AT_FDCWD: i32 = -100;
 const AT_EMPTY_PATH: u64 = 0x1000;
 const EEXIST: i32 = 17;
 const EISDIR: i32 = 21;
 const ENOTEMPTY: i32 = 39;
+const SIGSYS: i32 = 31;
 /// How long a change of mounts may take until what it made is read by way of another thread.
 const MOUNTING: Duration = Duration::from_millis(20);
 
@@ -154,26 +157,49 @@ impl Server<'_> {
 
     /// Looks at a call and lets it go on, also if the looking fails.
     fn serve(&mut self, listener: &Listener, notice: &Notice) {
-        if catch_unwind(AssertUnwindSafe(|| self.look(listener, notice))).is_err() {
+        let looked = catch_unwind(AssertUnwindSafe(|| self.look(listener, notice)));
+        let answered = match looked.unwrap_or_else(|_| {
             self.hub.gap.fetch_add(1, Ordering::AcqRel);
-        }
-        if let Err(error) = listener.go_on(notice.id) {
+            Answer::Allow
+        }) {
+            Answer::Allow => listener.go_on(notice.id),
+            Answer::Fail(errno) => listener.refuse(notice.id, errno),
+            Answer::Kill => {
+                let pid = self.tasks.get(&notice.tid).map_or(notice.tid, |task| task.pid);
+                // SIGSYS, as the kernel sends; the call itself fails should it be caught
+                signals::send(pid.cast_signed(), SIGSYS)
+                    .and_then(|()| listener.refuse(notice.id, errno::ENOSYS.cast_unsigned()))
+            }
+        };
+        if let Err(error) = answered {
             self.gap("answer", &error);
         }
     }
 
-    fn look(&mut self, listener: &Listener, notice: &Notice) {
+    /// Notes what is new about a call; the answer to it.
+    fn look(&mut self, listener: &Listener, notice: &Notice) -> Answer {
+        let compat = Arch::NATIVE.compat().filter(|arch| arch.audit() == notice.arch);
+        // what the runtime does under the filter before the exec is its own
+        let judge = self.hub.judge.as_ref().filter(|_| self.entered);
+        let table = compat.unwrap_or(Arch::NATIVE);
+        let answer =
+            judge.map_or(Answer::Allow, |judge| judge.answer(table, notice.number, &notice.args));
         if self.role == UNRECORDED {
-            return;
+            self.entered |= compat.is_none() && is_exec(notice.number);
+            return answer;
         }
-        let arch = u8::from(Arch::NATIVE.compat().is_some_and(|arch| arch.audit() == notice.arch));
+        let arch = u8::from(compat.is_some());
         let number = notice.number;
         if !self.know(notice.tid) {
-            return;
+            return answer;
         }
         self.catch_up(notice.tid);
+        if answer != Answer::Allow {
+            self.refused(notice, arch, answer);
+            return answer;
+        }
         let foreign = arch == 1 || number >= 1024;
-        if self.hub.all || foreign {
+        if self.hub.judge.is_some() || foreign {
             self.count(notice, arch);
         }
         let plans = &PLANS[usize::from(arch)];
@@ -185,6 +211,16 @@ impl Server<'_> {
             self.paths(listener, notice, arch, call);
         }
         self.special(notice, plan.special);
+        answer
+    }
+
+    fn refused(&self, notice: &Notice, arch: u8, answer: Answer) {
+        let errno = if let Answer::Fail(errno) = answer { errno } else { 0 };
+        let number = notice.number;
+        if guard(&self.hub.calls).insert((arch, self.phase(), number, errno + 1)) {
+            let event = self.event(EventKind::Refused, notice.tid);
+            self.hub.push(Event { arch, number, result: -errno.cast_signed(), ..event });
+        }
     }
 
     fn phase(&self) -> u8 {
@@ -212,7 +248,7 @@ impl Server<'_> {
         self.tasks.insert(tid, task);
         self.refresh(tid);
         // beside perf, which sees forks, names come with them
-        if first && self.hub.all {
+        if first && self.hub.judge.is_some() {
             let sight = self.event(EventKind::Sight, tid);
             self.hub.push(sight);
             if self.entered {
@@ -297,13 +333,13 @@ impl Server<'_> {
         if group {
             self.tasks.retain(|_, task| task.pid != event.pid);
         }
-        if self.hub.all && !self.tasks.values().any(|task| task.pid == event.pid) {
+        if self.hub.judge.is_some() && !self.tasks.values().any(|task| task.pid == event.pid) {
             self.hub.push(event);
         }
     }
 
     fn count(&self, notice: &Notice, arch: u8) {
-        let key = (arch, self.phase(), notice.number);
+        let key = (arch, self.phase(), notice.number, 0);
         if guard(&self.hub.calls).insert(key) {
             let event = self.event(EventKind::Call, notice.tid);
             self.hub.push(Event { arch, number: notice.number, ..event });
@@ -508,6 +544,10 @@ impl Server<'_> {
         (task.expected, task.stale) = (Some(exe), true);
         self.tasks.insert(task.pid, task);
     }
+}
+
+fn is_exec(number: u32) -> bool {
+    matches!(Arch::NATIVE.call_name(number), Some("execve" | "execveat"))
 }
 
 fn hash(key: &impl Hash) -> u64 {

@@ -57,7 +57,7 @@ impl Shared {
 
 /// Opens and enables the events for the run's cgroup on every processor.
 pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
-    let hub = Hub::new(false)?;
+    let hub = Hub::new(None)?;
     let (cpus, rings, told) = open_all(start)?;
     let shared =
         Arc::new(Shared { cpus, calls: Mutex::new(Calls::new(told)), hub, lost: Mutex::new(0) });
@@ -281,7 +281,8 @@ pub fn check() -> Result<(), RecordError> {
     let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
     let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
     // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
-    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[] }).map(drop)
+    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[], filter: None })
+        .map(drop)
 }
 
 /// The same for `slim doctor`: name, and what was found or why not.
