@@ -83,6 +83,19 @@ impl Backend {
         }
     }
 
+    /// What a run's record cannot hold where fanotify may not stand beside the backend.
+    pub fn blind_alone(self) -> Vec<String> {
+        let blind = |(access, sight): (&&str, Sight)| match sight {
+            Sight::Blind(_) => Some((*access).to_owned()),
+            Sight::Seen | Sight::Asked => None,
+        };
+        let mut all: Vec<String> = ACCESSES.iter().zip(self.sees()).filter_map(blind).collect();
+        if self != Self::Bpf {
+            all.push("calls that a filter refuses".to_owned());
+        }
+        all
+    }
+
     /// What fanotify sees beside any of them where its marks are allowed, in the same order.
     pub fn fanotify_sees() -> [Sight; 14] {
         use Sight::Seen;

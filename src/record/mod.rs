@@ -374,7 +374,9 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         let arch = fold::arch_of(c.arch);
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
+    let unseen = if reader.group.is_none() { opens_unseen(gathered) } else { 0 };
     let counted = [
+        ("opens_unseen", unseen, "calls that open files which only fanotify would have told of"),
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
         ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
@@ -390,6 +392,14 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         detail: Some(detail.to_owned()),
     })
     .collect()
+}
+
+/// Calls that name no path and may have opened any file, each once.
+fn opens_unseen(gathered: &Gathered) -> u64 {
+    const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
+    let name = |call: &CallUse| fold::arch_of(call.arch)?.call_name(call.number);
+    let named = |call: &&CallUse| name(call).is_some_and(|name| CALLS.contains(&name));
+    gathered.calls.iter().filter(named).count() as u64
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {
