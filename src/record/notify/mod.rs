@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -23,7 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::event::{Event, EventKind};
 use super::gather::{MAIN, phase_number};
 use super::source::{Control, Ends, Lost, Source, Start};
-use super::{RecordError, chain, lock};
+use super::{RecordError, lock};
 use crate::model::Phase;
 use crate::seccomp::{Judge, Watch};
 use crate::sys::seccomp::{self, Listener};
@@ -243,23 +243,13 @@ impl Control for Steer {
 ///
 /// # Errors
 /// Why not, with the way out.
-pub fn check() -> Result<(), RecordError> {
+pub(super) fn check() -> Result<(), RecordError> {
     seccomp::try_notification().map_err(|source| RecordError::Host {
         what: "notify",
         why: "seccomp notification does not work".to_owned(),
         way_out: "use Linux 5.6 or later with CONFIG_SECCOMP_FILTER; where slim itself runs in a container, its own seccomp filter has to allow seccomp and process_vm_readv",
         source: Some(Box::new(source)),
     })
-}
-
-/// The same for `slim doctor`: name, and what was found or why not.
-pub fn probe() -> (String, Result<String, String>) {
-    let found = check().map(|()| "seccomp notification works".to_owned());
-    ("notify".to_owned(), found.map_err(|error| chain(&error)))
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock(mutex)
 }
 
 /// A path as events carry it: names leaf first, each with a NUL.
