@@ -37,7 +37,8 @@ pub(super) fn run(
                 return Err(needs_cgroup(backend));
             }
             let fanotify = cgroup.is_some();
-            let spec = RecorderSpec { cgroup, backend, fanotify };
+            let filter = input.seccomp.1.clone();
+            let spec = RecorderSpec { cgroup, backend, fanotify, filter };
             let before = ns_per_call();
             let recorder = Recorder::start(spec)?;
             bystanders = Some(Bystanders { before, during: ns_per_call() });

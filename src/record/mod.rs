@@ -12,8 +12,8 @@ mod event;
 mod fold;
 mod gather;
 mod mounts;
-pub mod notify;
-pub mod perf;
+mod notify;
+mod perf;
 mod probe;
 mod reader;
 mod source;
@@ -76,12 +76,15 @@ pub struct RecorderSpec {
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
+    /// The container's filter (`linux.seccomp`), for [`Backend::Notify`] to answer in its stead; `None`
+    /// is unconfined.
+    pub filter: Option<serde_json::Value>,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true }
+        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true, filter: None }
     }
 }
 
@@ -172,7 +175,8 @@ impl Recorder {
         let family = family(std::process::id());
         let path = spec.cgroup.clone().unwrap_or_default();
         let opened = spec.cgroup.as_deref().map(open_cgroup).transpose()?;
-        let start = Start { cgroup: opened.as_ref(), path: &path, family: &family };
+        let (cgroup, filter) = (opened.as_ref(), spec.filter.as_ref());
+        let start = Start { cgroup, path: &path, family: &family, filter };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,
@@ -394,8 +398,9 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
 fn opens_unseen(gathered: &Gathered) -> u64 {
     const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
     let name = |call: &CallUse| fold::arch_of(call.arch)?.call_name(call.number);
+    let made = |call: &&CallUse| call.refused.is_none() && call.value.is_none();
     let named = |call: &&CallUse| name(call).is_some_and(|name| CALLS.contains(&name));
-    gathered.calls.iter().filter(named).count() as u64
+    gathered.calls.iter().filter(made).filter(named).count() as u64
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {

@@ -22,6 +22,8 @@ pub(super) struct Start<'a> {
     pub path: &'a Path,
     /// slim and its descendants: what they open is not the container's.
     pub family: &'a [u32],
+    /// The container's seccomp filter.
+    pub filter: Option<&'a serde_json::Value>,
 }
 
 impl<'a> Start<'a> {

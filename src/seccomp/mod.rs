@@ -6,6 +6,7 @@
 
 mod base;
 mod filter;
+mod judge;
 mod read;
 mod table;
 mod watch;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use crate::model::profile::kind;
 use crate::model::{Arch, Digest, Phase, Policy, Profile};
 use filter::{Action, Rule, When};
+pub use judge::{Answer, Judge};
 pub use read::{missing_calls, parse_filter};
 use table::{Comparison, DEFAULT_CAPS, DOCKER, ENOSYS, EPERM, Verdict, complement};
 pub use watch::Watch;

@@ -144,7 +144,16 @@ impl Listener {
     /// call whose thread is gone is no error.
     pub fn go_on(&self, id: u64) -> io::Result<()> {
         let flags = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or(1);
-        let mut answer = libc::seccomp_notif_resp { id, val: 0, error: 0, flags };
+        self.answer(libc::seccomp_notif_resp { id, val: 0, error: 0, flags })
+    }
+
+    /// Lets the call fail with `errno`.
+    pub fn refuse(&self, id: u64, errno: u32) -> io::Result<()> {
+        let error = -i32::try_from(errno).unwrap_or(libc::EPERM);
+        self.answer(libc::seccomp_notif_resp { id, val: 0, error, flags: 0 })
+    }
+
+    fn answer(&self, mut answer: libc::seccomp_notif_resp) -> io::Result<()> {
         // SAFETY: the kernel reads a `struct seccomp_notif_resp` of the size encoded in the request.
         let rc = unsafe {
             libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::image::{Attr, ImageFixture, LayerFixture};
-use crate::support::{Need, SERVICE, have, host_image, outcome, script, sh};
+use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh};
 
 const NEEDS: [Need; 4] =
     [Need::Root, Need::Program("newuidmap"), Need::Program("useradd"), Need::Program("busybox")];
@@ -319,6 +319,65 @@ fn everything_of_a_user_dies_with_slim() {
     assert_eq!(code, 0, "{said}");
     let runs = std::fs::read_dir(user.path(".local/share/slim/runs")).unwrap();
     assert_eq!(runs.count(), 0, "{said}");
+}
+
+/// What root would record by BPF a user records by notification, and the image is the same that root
+/// builds from that.
+#[test]
+fn a_user_records_builds_and_verifies() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let user = User::new(true);
+    user.image(json!({}));
+    let script = user.script(&format!(
+        "{FETCH}\
+         fetch | grep hello\n\
+         $SLIM_EXEC busybox cat /srv/owned\n\
+         $SLIM_EXEC busybox stat /srv/capable\n\
+         $SLIM_RUN busybox ls /srv/opaque\n"
+    ));
+    let trace = ["trace", "--image", "oci:layout", "-o", "mine", "--keep", "/srv/null", "--"];
+    let args = [&trace[..], &[script.to_str().unwrap()]].concat();
+    let (code, said) = outcome(&user.slim(&args).output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("recording with notify: the other recorders are root's"), "{said}");
+    let summary = json(&user.path("mine/summary.json"));
+    assert_eq!(summary["complete"], true, "{summary}");
+    assert_eq!(summary["verified"], json!({ "static": true, "dynamic": true }), "{summary}");
+    let profile = json(&user.path("mine/profile.json"));
+    for run in profile["runs"].as_object().unwrap().values() {
+        assert_eq!(run["recorder"], "notify");
+        let blind = run["without_root"]["blind"].to_string();
+        assert!(blind.contains("io_uring") && blind.contains("a filter refuses"), "{blind}");
+        assert!(run["without_root"]["users"].as_str().unwrap().starts_with("0:"), "{run}");
+    }
+    for (path, used) in [
+        ("/bin/busybox", true),
+        ("/www/index.html", true),
+        ("/srv/owned", true),
+        ("/srv/capable", true),
+        ("/srv/opaque", true),
+        ("/srv/gone", false),
+    ] {
+        assert_eq!(profile["files"].get(path).is_some(), used, "{path}");
+    }
+    // As root, from the same profile and the original's layers: nothing of the user is in the image.
+    let mut root = crate::support::slim(user.home.path());
+    root.args(["build", "mine/profile.json", "--image", "oci:layout", "-o", "root"]);
+    let (code, said) = outcome(&root.args(["--keep", "/srv/null"]).output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    for file in ["image.tar", "seccomp.json", "seccomp.oci.json"] {
+        let read = |folder: &str| std::fs::read(user.path(folder).join(file)).unwrap();
+        assert!(read("root") == read("mine"), "{file} differs");
+    }
+    let (code, said) = outcome(
+        &user
+            .slim(&["verify", "mine", "--image", "oci:layout", "--", "./coverage.sh"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(code, 0, "{said}");
 }
 
 /// The image is made from the original's layers: who builds it leaves no trace in it.

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -23,15 +23,16 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::event::{Event, EventKind};
 use super::gather::{MAIN, phase_number};
 use super::source::{Control, Ends, Lost, Source, Start};
-use super::{RecordError, chain, lock};
+use super::{RecordError, lock};
 use crate::model::Phase;
-use crate::seccomp::Watch;
+use crate::seccomp::{Judge, Watch};
 use crate::sys::seccomp::{self, Listener};
 
 /// What the threads of the listeners, the source and the control share.
 pub(super) struct Hub {
-    /// Every call is notified, so calls are counted here.
-    all: bool,
+    /// Where every call is notified, so that calls are counted here: who answers for the container's
+    /// filter.
+    judge: Option<Judge>,
     queue: Mutex<Vec<Event>>,
     wake: EventFd,
     stop: EventFd,
@@ -40,8 +41,8 @@ pub(super) struct Hub {
     roles: Mutex<HashMap<PathBuf, u8>>,
     /// Devices of the overlays, as the kernel has them.
     overlays: Mutex<HashSet<u32>>,
-    /// (architecture, phase, number) of calls reported.
-    calls: Mutex<HashSet<(u8, u8, u32)>>,
+    /// (architecture, phase, number, errno) of calls reported; errno for those refused.
+    calls: Mutex<HashSet<(u8, u8, u32, u32)>>,
     /// Hashes of values and paths reported.
     reported: Mutex<HashSet<u64>>,
     string_fault: AtomicU64,
@@ -53,12 +54,12 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(all: bool) -> Result<Arc<Self>, RecordError> {
+    pub(super) fn new(judge: Option<Judge>) -> Result<Arc<Self>, RecordError> {
         let io =
             |source: nix::Error| RecordError::Io { what: "make an eventfd", source: source.into() };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Arc::new(Self {
-            all,
+            judge,
             queue: Mutex::default(),
             wake: EventFd::from_flags(flags).map_err(io)?,
             stop: EventFd::from_flags(flags).map_err(io)?,
@@ -175,9 +176,9 @@ impl Hub {
 }
 
 /// Starts the backend that is notified of every call.
-pub(super) fn start(_: &Start<'_>) -> Result<Ends, RecordError> {
+pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
     check()?;
-    let hub = Hub::new(true)?;
+    let hub = Hub::new(Some(Judge::of(start.filter)))?;
     Ok(Ends { source: Box::new(Events(Arc::clone(&hub))), control: Box::new(Steer(hub)) })
 }
 
@@ -242,23 +243,13 @@ impl Control for Steer {
 ///
 /// # Errors
 /// Why not, with the way out.
-pub fn check() -> Result<(), RecordError> {
+pub(super) fn check() -> Result<(), RecordError> {
     seccomp::try_notification().map_err(|source| RecordError::Host {
         what: "notify",
         why: "seccomp notification does not work".to_owned(),
         way_out: "use Linux 5.6 or later with CONFIG_SECCOMP_FILTER; where slim itself runs in a container, its own seccomp filter has to allow seccomp and process_vm_readv",
         source: Some(Box::new(source)),
     })
-}
-
-/// The same for `slim doctor`: name, and what was found or why not.
-pub fn probe() -> (String, Result<String, String>) {
-    let found = check().map(|()| "seccomp notification works".to_owned());
-    ("notify".to_owned(), found.map_err(|error| chain(&error)))
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock(mutex)
 }
 
 /// A path as events carry it: names leaf first, each with a NUL.

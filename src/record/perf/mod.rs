@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use super::gather::{MAIN, phase_number};
 use super::notify::{self, Hub};
 use super::source::{Control, Ends, Lost, Source, Start};
-use super::{RecordError, chain, event::Event, lock};
+use super::{RecordError, event::Event, lock};
 use crate::model::Phase;
 use crate::seccomp::Watch;
 use crate::sys::perf::{PerfEvent, PerfRing, Record, Tracefs, What};
@@ -57,7 +57,7 @@ impl Shared {
 
 /// Opens and enables the events for the run's cgroup on every processor.
 pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
-    let hub = Hub::new(false)?;
+    let hub = Hub::new(None)?;
     let (cpus, rings, told) = open_all(start)?;
     let shared =
         Arc::new(Shared { cpus, calls: Mutex::new(Calls::new(told)), hub, lost: Mutex::new(0) });
@@ -111,7 +111,7 @@ fn open_cpu(told: Told, cgroup: BorrowedFd<'_>, number: u32) -> io::Result<(Cpu,
 }
 
 /// The run's cgroup in the hierarchy of version 1 that has `perf_event`, where there is one: made
-/// here, joined by the runtime's shims.
+/// here, joined by containers when their runtime makes their cgroups below it.
 fn legacy_cgroup(run: &Path) -> io::Result<Option<File>> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let Some(root) = legacy_root(&mounts) else { return Ok(None) };
@@ -272,7 +272,7 @@ impl Control for Steer {
 ///
 /// # Errors
 /// Why not, with the way out.
-pub fn check() -> Result<(), RecordError> {
+pub(super) fn check() -> Result<(), RecordError> {
     notify::check()?;
     let no_cgroup = |source| RecordError::NoCgroup { path: "/".into(), source };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| no_cgroup(Some(e)))?;
@@ -281,13 +281,8 @@ pub fn check() -> Result<(), RecordError> {
     let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
     let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
     // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
-    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[] }).map(drop)
-}
-
-/// The same for `slim doctor`: name, and what was found or why not.
-pub fn probe() -> (String, Result<String, String>) {
-    let found = check().map(|()| "tracepoints of a cgroup can be read".to_owned());
-    ("perf".to_owned(), found.map_err(|error| chain(&error)))
+    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[], filter: None })
+        .map(drop)
 }
 
 #[cfg(test)]
