@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::pipeline::{PipelineError, RecorderChoice, RunSpec};
+use crate::record::Backend;
 use crate::runtime::{self, Network, RunOptions, RuntimeKind};
 
 use super::units;
@@ -104,7 +105,7 @@ pub(super) struct RunArgs {
     /// Do not start the container a second time
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = RUN)]
     no_restart: Option<bool>,
-    /// What records; auto is bpf
+    /// What records; auto is bpf where its programs load, else perf, else notify
     #[arg(long, value_enum, help_heading = RUN)]
     recorder: Option<RecorderArg>,
     /// What runs the container [default: embedded]
@@ -147,14 +148,11 @@ impl RunArgs {
     /// Checks and completes; `script` is what stands behind `--`.
     pub(super) fn spec(self, script: Vec<OsString>) -> Result<RunSpec, PipelineError> {
         let recorder = match self.recorder.unwrap_or(RecorderArg::Auto) {
-            RecorderArg::Auto | RecorderArg::Bpf => RecorderChoice::Bpf,
+            RecorderArg::Auto => RecorderChoice::Auto,
+            RecorderArg::Bpf => RecorderChoice::Backend(Backend::Bpf),
+            RecorderArg::Perf => RecorderChoice::Backend(Backend::Perf),
+            RecorderArg::Notify => RecorderChoice::Backend(Backend::Notify),
             RecorderArg::None => RecorderChoice::None,
-            RecorderArg::Perf | RecorderArg::Notify => {
-                return Err(PipelineError::Usage(
-                    "--recorder perf and notify are not there yet: use auto, bpf or none"
-                        .to_owned(),
-                ));
-            }
         };
         let runtime = match self.runtime.unwrap_or(RuntimeArg::Embedded) {
             RuntimeArg::Embedded => RuntimeKind::Embedded,

@@ -39,6 +39,16 @@ impl Arch {
         }
     }
 
+    /// The kernel's number for it (`AUDIT_ARCH_…`, linux/audit.h), as seccomp hands it out.
+    pub fn audit(self) -> u32 {
+        match self {
+            Self::X86_64 => 0xc000_003e,
+            Self::X86 => 0x4000_0003,
+            Self::Aarch64 => 0xc000_00b7,
+            Self::Arm => 0x4000_0028,
+        }
+    }
+
     /// The table that 32-bit compat calls use on this architecture.
     pub fn compat(self) -> Option<Self> {
         match self {

@@ -11,7 +11,7 @@ use crate::model::{Digest, Phase, RunRecord};
 use crate::record::Recorder;
 use crate::runtime::{self, Ended, Pod, Readiness, Ready, ScriptEnd};
 
-use super::run_spec::{RecorderChoice, RunInput, RunOutcome, ended_text, script_text};
+use super::run_spec::{RunInput, RunOutcome, ended_text, script_text};
 use super::{PipelineError, Reporter};
 
 /// The acts of a run, with their times.
@@ -275,11 +275,7 @@ impl<'a> Play<'a> {
                 kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
                 runtime: String::new(),
                 seccomp: self.input.seccomp.0.clone(),
-                recorder: match self.input.spec.recorder {
-                    RecorderChoice::Bpf => "bpf",
-                    RecorderChoice::None => "none",
-                }
-                .to_owned(),
+                recorder: String::new(),
                 started: self.started,
                 phases: self.phases,
                 losses: Vec::new(),

@@ -1,11 +1,13 @@
 //! One run of one image: cell, recorder and pod around the acts of `play`.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
-use crate::record::{Recorder, RecorderSpec, Role};
+use crate::record::{Backend, Recorder, RecorderSpec, Role};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
+use crate::seccomp::Watch;
 
 use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
@@ -24,10 +26,11 @@ pub(super) fn run(
         return Err(PipelineError::Interrupted);
     }
     let cell = Cell::enter()?;
-    let recorder = match input.spec.recorder {
-        RecorderChoice::None => None,
-        RecorderChoice::Bpf => {
-            let spec = RecorderSpec { cgroup: cell.cgroup().to_owned() };
+    let (backend, instead) = backend(input.spec.recorder)?;
+    let recorder = match backend {
+        None => None,
+        Some(backend) => {
+            let spec = RecorderSpec { backend, ..RecorderSpec::new(cell.cgroup()) };
             Some(Arc::new(Recorder::start(spec)?))
         }
     };
@@ -35,11 +38,14 @@ pub(super) fn run(
         Some(recorder) => Arc::new(Recorded(Arc::clone(recorder))),
         None => Arc::new(Unwatched),
     };
-    let pod = Pod::create(&cell, pod_spec(input, observer))?;
+    let watch = recorder.as_ref().map_or(Watch::Nothing, |recorder| recorder.watch_calls());
+    let pod = Pod::create(&cell, pod_spec(input, observer, watch))?;
     let mut play = Play::new(input, &pod, recorder.as_deref(), reporter);
     let played = play.play();
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
+    outcome.warnings.extend(instead);
+    outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if pod.outside_tried() {
         outcome.warnings.push(
             "the container tried to reach the outside and could not: use --network host, or \
@@ -75,6 +81,19 @@ pub(super) fn run(
     Ok(outcome)
 }
 
+/// What records, and what is to be said about it.
+fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), PipelineError> {
+    Ok(match choice {
+        RecorderChoice::None => (None, None),
+        RecorderChoice::Backend(backend) => (Some(backend), None),
+        RecorderChoice::Auto => {
+            let (backend, why) = Backend::choose()?;
+            let told = why.map(|why| format!("recording with {backend}: {why}"));
+            (Some(backend), told)
+        }
+    })
+}
+
 fn finish_record(outcome: &mut RunOutcome) {
     if outcome.recording.is_none() {
         let detail = Some("nothing was recorded (--recorder none)".to_owned());
@@ -84,7 +103,7 @@ fn finish_record(outcome: &mut RunOutcome) {
     outcome.record.complete = outcome.record.losses.is_empty();
 }
 
-fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>) -> PodSpec {
+fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>, watch: Watch) -> PodSpec {
     PodSpec {
         id: run_id(input),
         image_name: input.image_name.clone(),
@@ -95,6 +114,7 @@ fn pod_spec(input: &RunInput<'_>, observer: Arc<dyn Observer>) -> PodSpec {
         network: input.spec.network.clone(),
         runtime: input.spec.runtime,
         seccomp: input.seccomp.1.clone(),
+        watch,
         log: input.log.clone(),
         observer,
     }
@@ -124,6 +144,10 @@ impl Observer for Recorded {
             Work::Unrecorded => Role::Unrecorded,
         };
         self.0.set_role(cgroup, role).map_err(|error| error.to_string())
+    }
+
+    fn listener(&self, cgroup: &Path, listener: OwnedFd) -> Result<(), String> {
+        self.0.add_listener(cgroup, listener).map_err(|error| error.to_string())
     }
 }
 

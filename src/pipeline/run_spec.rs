@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::model::profile::{kind, note};
 use crate::model::{FirstUse, Phase, Profile, RunRecord, Tree};
 use crate::oci::Image;
-use crate::record::Recording;
+use crate::record::{Backend, Recording};
 use crate::rootfs::{self, Change};
 use crate::runtime::{Ended, Network, Ready, RunOptions, RuntimeKind, ScriptEnd};
 
@@ -19,8 +19,10 @@ use super::PipelineError;
 /// `--recorder`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecorderChoice {
-    /// fanotify and BPF.
-    Bpf,
+    /// The best that works here.
+    Auto,
+    /// This one, or an error.
+    Backend(Backend),
     /// Nothing is recorded: the baseline for measurements.
     None,
 }

@@ -1,4 +1,5 @@
-//! Events of the BPF side, from bytes to values. Mirrors `struct head` in `bpf/slim.bpf.c`.
+//! What backends saw, as values; and those of the BPF side from bytes: mirrors `struct head` in
+//! `bpf/slim.bpf.c`.
 
 /// Bytes of `struct head`.
 const HEAD: usize = 64;
@@ -39,6 +40,34 @@ pub enum EventKind {
     Path,
     /// A helper of slim outside the cgroup forked.
     Host,
+    /// What a process runs, found by looking and not by its exec.
+    Name,
+    /// The text of a mountinfo file, as the first piece of data.
+    Mounts,
+}
+
+impl Event {
+    /// An event of now about nothing yet.
+    pub fn of(kind: EventKind) -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let (seconds, nanos) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
+        Self {
+            kind,
+            arch: 0,
+            phase: 0,
+            role: 0,
+            flags: 0,
+            pid: 0,
+            other: 0,
+            time: seconds * 1_000_000_000 + nanos,
+            uid: 0,
+            number: 0,
+            result: 0,
+            mnt_ns: 0,
+            value: 0,
+            data: Default::default(),
+        }
+    }
 }
 
 pub const ENTERED: u32 = 1;

@@ -164,6 +164,10 @@ impl Gathered {
             EventKind::Host => self.add_host(event.other),
             EventKind::Exec => self.exec(event),
             EventKind::Exit => self.exit(event.pid),
+            EventKind::Name => self.name(&event),
+            EventKind::Mounts => {
+                self.mounts.insert(event.mnt_ns, MountTable::parse(&event.data[0]));
+            }
             EventKind::Call | EventKind::Refused | EventKind::Value => self.call(&event),
             EventKind::Path => {
                 if event.result == 0 && is_mount(event.arch, event.number) {
@@ -196,6 +200,18 @@ impl Gathered {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.ended = true;
             self.going.push(pid);
+        }
+    }
+
+    /// A process that a backend without forks or execs found: it is in the image already.
+    fn name(&mut self, event: &Event) {
+        let process =
+            self.processes.entry(event.pid).or_insert_with(|| Process::new(event.role, event.uid));
+        let exe = escape(&path_of(&event.data[3]));
+        process.who = Arc::new(Who { exe, argv0: escape(text(&event.data[5])) });
+        (process.role, process.uid) = (event.role, event.uid);
+        if event.flags & ENTERED != 0 {
+            (process.entered, process.entered_in_queue) = (true, true);
         }
     }
 

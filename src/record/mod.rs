@@ -1,19 +1,24 @@
-//! Recorders: fanotify and BPF into events, events into a profile.
+//! Recorders: fanotify and a backend into events, events into a profile.
 //!
-//! [`Recorder`] watches one cgroup: the BPF side names processes, calls and paths, fanotify the files
+//! [`Recorder`] watches one cgroup: a [`Backend`] names processes, calls and paths, fanotify the files
 //! opened on the overlays. `gather` gives events their meaning as they come, `fold` turns what was
 //! gathered into a [`Profile`] afterwards. Leaves running containers and deciding what stays to others.
 
+mod backend;
+mod bpf;
 mod calls;
 mod event;
 mod fold;
 mod gather;
 mod mounts;
+pub mod notify;
+pub mod perf;
 mod probe;
 mod reader;
+mod source;
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -23,25 +28,28 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::model::{Loss, Phase, Profile, RunRecord, Tree};
-use crate::sys::bpf::{Bpf, BpfError};
+use crate::seccomp::Watch;
+use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
+use bpf::{RING_BYTES, TASKS};
 use gather::{CallUse, FileUse, Gathered, MAIN, PathUse, UNRECORDED, phase_number};
 use mounts::MountTable;
 use reader::Reader;
+use source::{Control, Ends, Lost, Start};
 
+pub use backend::{ACCESSES, Backend, Sight};
 pub use probe::probe;
-
-/// Bytes of the ring between kernel and reader. What finds it full is counted (`ring_full`).
-const RING_BYTES: u32 = 16 << 20;
-/// Tasks (threads) below the cgroup that can be told apart at a time, twice the default `pid_max`. A
-/// further one is not recorded, and counted (`map_full`).
-const TASKS: u32 = 65_536;
 
 /// Why recording failed to start or to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("the BPF recorder cannot run: {why}; {way_out}")]
-    Host { why: String, way_out: &'static str, source: Box<BpfError> },
+    #[error("the {what} recorder cannot run: {why}; {way_out}")]
+    Host {
+        what: &'static str,
+        why: String,
+        way_out: &'static str,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     #[error("fanotify cannot be used: {way_out}")]
     Fanotify { way_out: &'static str, source: std::io::Error },
     #[error("{} is no cgroup v2 directory: mount one (mount -t cgroup2 none /sys/fs/cgroup)", path.display())]
@@ -50,14 +58,10 @@ pub enum RecordError {
     Watch { path: PathBuf, source: std::io::Error },
     #[error("cannot talk to the BPF recorder")]
     Bpf(#[source] Box<BpfError>),
+    #[error("a seccomp listener came to a recorder that wants none")]
+    Listener,
     #[error("cannot {what}")]
     Io { what: &'static str, source: std::io::Error },
-}
-
-impl From<BpfError> for RecordError {
-    fn from(error: BpfError) -> Self {
-        Self::Bpf(Box::new(error))
-    }
 }
 
 /// What is to be recorded.
@@ -65,6 +69,17 @@ impl From<BpfError> for RecordError {
 pub struct RecorderSpec {
     /// A cgroup v2 directory; everything in its subtree is seen.
     pub cgroup: PathBuf,
+    pub backend: Backend,
+    /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
+    /// backend sees is recorded.
+    pub fanotify: bool,
+}
+
+impl RecorderSpec {
+    /// The default backend, with fanotify.
+    pub fn new(cgroup: impl Into<PathBuf>) -> Self {
+        Self { cgroup: cgroup.into(), backend: Backend::Bpf, fanotify: true }
+    }
 }
 
 /// What the processes of a leaf cgroup do. Children inherit the role by fork, even if a runtime
@@ -89,9 +104,8 @@ pub struct Recorder {
 /// What the recorder and its thread share.
 pub(crate) struct Shared {
     reader: Mutex<Reader>,
-    bpf: Mutex<Bpf>,
+    control: Mutex<Box<dyn Control>>,
     overlays: Mutex<Vec<u32>>,
-    pid_ns: u32,
     entered: Mutex<bool>,
     entry: Condvar,
 }
@@ -114,9 +128,11 @@ impl Recorder {
     /// Attaches everything; nothing may run in the cgroup yet.
     ///
     /// # Errors
-    /// If the host lacks BPF, BTF, fanotify or cgroup v2, or slim the privilege for them.
+    /// If the host lacks what the backend needs, fanotify or cgroup v2, or slim the privilege for
+    /// them.
     pub fn start(spec: RecorderSpec) -> Result<Self, RecordError> {
-        Self::start_with(spec, Group::new().map_err(fanotify_error)?, (RING_BYTES, TASKS))
+        let group = spec.fanotify.then(Group::new).transpose().map_err(fanotify_error)?;
+        Self::start_with(spec, group, (RING_BYTES, TASKS))
     }
 
     /// As [`Self::start`], with the kernel's default bound on the fanotify queue: for tests of what
@@ -124,18 +140,19 @@ impl Recorder {
     #[doc(hidden)]
     pub fn start_bounded(spec: RecorderSpec) -> Result<Self, RecordError> {
         let group = Group::new_bounded().map_err(fanotify_error)?;
-        Self::start_with(spec, group, (RING_BYTES, TASKS))
+        Self::start_with(spec, Some(group), (RING_BYTES, TASKS))
     }
 
     /// As [`Self::start`], with a small ring and room for few tasks: for tests of what is lost then.
     #[doc(hidden)]
     pub fn start_small(spec: RecorderSpec, ring: u32, tasks: u32) -> Result<Self, RecordError> {
-        Self::start_with(spec, Group::new().map_err(fanotify_error)?, (ring, tasks))
+        let group = Group::new().map_err(fanotify_error)?;
+        Self::start_with(spec, Some(group), (ring, tasks))
     }
 
     fn start_with(
         spec: RecorderSpec,
-        group: Group,
+        group: Option<Group>,
         (ring, tasks): (u32, u32),
     ) -> Result<Self, RecordError> {
         let no_cgroup = |source| RecordError::NoCgroup { path: spec.cgroup.clone(), source };
@@ -143,26 +160,18 @@ impl Recorder {
         if !spec.cgroup.join("cgroup.procs").exists() {
             return Err(no_cgroup(None));
         }
-        let mut bpf = Bpf::load(ring, tasks).map_err(host_error)?;
-        let ring = bpf.ring()?;
-        bpf.set_cgroup(cgroup.as_fd()).map_err(|error| {
-            tracing::debug!(%error, "the cgroup was refused");
-            no_cgroup(None)
-        })?;
-        for (index, call) in calls::descriptors() {
-            bpf.set_call(index, call)?;
-        }
-        let pid_ns = pid_namespace()?;
-        bpf.set_config(phase_number(Phase::Start).into(), pid_ns)?;
+        let family = family(std::process::id());
+        let start = Start { cgroup: &cgroup, path: &spec.cgroup, family: &family };
+        let Ends { source, control } = match spec.backend {
+            Backend::Bpf => bpf::start(&start, ring, tasks)?,
+            Backend::Perf => perf::start(&start)?,
+            Backend::Notify => notify::start(&start)?,
+        };
         let mut gathered = Gathered::default();
-        for pid in family(std::process::id()) {
-            bpf.set_host(pid)?;
-            gathered.add_host(pid);
-        }
-        bpf.attach().map_err(host_error)?;
+        family.iter().for_each(|pid| gathered.add_host(*pid));
         let reader = Reader {
             group,
-            ring,
+            source,
             gathered,
             roots: Vec::new(),
             cgroup_name: spec.cgroup.file_name().unwrap_or_default().to_string_lossy().into(),
@@ -172,19 +181,18 @@ impl Recorder {
             nonsense: 0,
             events: 0,
         };
-        Self::spawn(reader, bpf, pid_ns)
+        Self::spawn(reader, control)
     }
 
-    fn spawn(reader: Reader, bpf: Bpf, pid_ns: u32) -> Result<Self, RecordError> {
+    fn spawn(reader: Reader, control: Box<dyn Control>) -> Result<Self, RecordError> {
         let io = |what| move |source| RecordError::Io { what, source };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = EventFd::from_flags(flags).map_err(|e| io("make an eventfd")(e.into()))?;
         let stop = Arc::new(stop);
         let shared = Arc::new(Shared {
             reader: Mutex::new(reader),
-            bpf: Mutex::new(bpf),
+            control: Mutex::new(control),
             overlays: Mutex::default(),
-            pid_ns,
             entered: Mutex::new(false),
             entry: Condvar::new(),
         });
@@ -211,27 +219,41 @@ impl Recorder {
         let device = std::fs::metadata(root).map_err(fail)?.dev();
         let device = kernel_device(device);
         let mut reader = self.shared.reader();
-        reader.group.mark_filesystem(root).map_err(fail)?;
+        if let Some(group) = &reader.group {
+            group.mark_filesystem(root).map_err(fail)?;
+        }
         reader.roots.push(root.to_owned());
-        self.shared.bpf().set_overlay(device)?;
+        self.shared.control().add_overlay(device)?;
         lock(&self.shared.overlays).push(device);
         Ok(())
     }
 
-    /// Says what the processes of a leaf cgroup (its inode number is its id) do.
+    /// Says what the processes of a leaf cgroup do.
     ///
     /// # Errors
     /// If the directory cannot be read.
     pub fn set_role(&self, cgroup_leaf: &Path, role: Role) -> Result<(), RecordError> {
-        let path = || cgroup_leaf.to_owned();
-        let leaf = std::fs::metadata(cgroup_leaf)
-            .map_err(|e| RecordError::NoCgroup { path: path(), source: Some(e) })?;
         let role = match role {
             Role::Main => MAIN,
             Role::Unrecorded => UNRECORDED,
             Role::Fixed(phase) => phase_number(phase),
         };
-        Ok(self.shared.bpf().set_role(leaf.ino(), role.into())?)
+        self.shared.control().set_role(cgroup_leaf, role)
+    }
+
+    /// What a seccomp filter of the container is to notify, with its listener handed to
+    /// [`Self::add_listener`].
+    pub fn watch_calls(&self) -> Watch {
+        self.shared.control().watch()
+    }
+
+    /// Takes in the seccomp listener of processes in a leaf cgroup whose role was set. What they call
+    /// waits for the recorder until this returns.
+    ///
+    /// # Errors
+    /// If the backend wants none.
+    pub fn add_listener(&self, leaf: &Path, listener: OwnedFd) -> Result<(), RecordError> {
+        self.shared.control().add_listener(leaf, listener)
     }
 
     /// From now on the main container's processes are in this phase.
@@ -239,8 +261,7 @@ impl Recorder {
         // what is still queued belongs to the phase before
         self.shared.drain();
         self.shared.reader().phase = phase;
-        let number = phase_number(phase).into();
-        if let Err(error) = self.shared.bpf().set_config(number, self.shared.pid_ns) {
+        if let Err(error) = self.shared.control().set_phase(phase) {
             tracing::warn!(%error, "the recorder did not learn of the new phase");
         }
     }
@@ -258,12 +279,13 @@ impl Recorder {
     /// # Errors
     /// If the kernel's count of losses cannot be read.
     pub fn finish(mut self) -> Result<Recording, RecordError> {
+        self.shared.control().stop();
         let died = !self.join();
-        let kernel = self.shared.bpf().losses()?;
+        let backend = self.shared.control().losses()?;
         let overlays = lock(&self.shared.overlays).clone();
         let mut reader = self.shared.reader();
         let gathered = std::mem::take(&mut reader.gathered);
-        let losses = losses(&reader, &gathered, kernel, died);
+        let losses = losses(&reader, &gathered, backend, died);
         let Gathered { files, paths, calls, mounts, .. } = gathered;
         Ok(Recording { losses, events: reader.events, files, paths, calls, mounts, overlays })
     }
@@ -292,8 +314,8 @@ impl Shared {
         lock(&self.reader)
     }
 
-    fn bpf(&self) -> MutexGuard<'_, Bpf> {
-        lock(&self.bpf)
+    fn control(&self) -> MutexGuard<'_, Box<dyn Control>> {
+        lock(&self.control)
     }
 
     pub(crate) fn drain(&self) {
@@ -331,50 +353,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn losses(reader: &Reader, gathered: &Gathered, kernel: [u64; 4], died: bool) -> Vec<Loss> {
+fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) -> Vec<Loss> {
     let unknown = gathered.calls.iter().filter(|c| {
         let arch = fold::arch_of(c.arch);
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
-    let [ring_full, map_full, string_fault, string_cut] = kernel;
     let counted = [
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
-        ("event_unreadable", reader.nonsense, "an event of the BPF recorder makes no sense"),
-        ("ring_full", ring_full, "events found the ring full"),
-        ("map_full", map_full, "tasks found the table of tasks full"),
-        ("string_fault", string_fault, "a call's path could not be read"),
-        ("string_cut", string_cut, "a path was too deep to be read whole"),
+        ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
         ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
         ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
         ("unknown_syscall", unknown.count() as u64, "a system call that slim has no name for"),
         ("recorder_died", died.into(), "the recorder's thread panicked"),
     ];
-    let lost = counted.into_iter().filter(|(_, number, _)| *number > 0);
+    let lost = counted.into_iter().chain(backend).filter(|(_, number, _)| *number > 0);
     lost.map(|(kind, number, detail)| Loss {
         kind: kind.to_owned(),
         number,
         detail: Some(detail.to_owned()),
     })
     .collect()
-}
-
-fn host_error(error: BpfError) -> RecordError {
-    let (why, way_out) = match &error {
-        BpfError::NoBtf(_) => (
-            "the kernel has no type information (/sys/kernel/btf/vmlinux)".to_owned(),
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF (Debian 11, Ubuntu 20.10, RHEL 8 and later have it)",
-        ),
-        BpfError::Architecture => (
-            error.to_string(),
-            "trace on an x86_64 machine, or with --recorder none for a baseline",
-        ),
-        other => (
-            format!("{other}"),
-            "run slim as root, with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, on Linux 5.17 or later",
-        ),
-    };
-    RecordError::Host { why, way_out, source: Box::new(error) }
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {
@@ -386,17 +385,21 @@ fn fanotify_error(source: std::io::Error) -> RecordError {
     RecordError::Fanotify { way_out, source }
 }
 
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
 /// `st_dev` as the kernel keeps it in `s_dev`.
 fn kernel_device(device: u64) -> u32 {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     u32::try_from(major << 20 | minor).unwrap_or(0)
-}
-
-fn pid_namespace() -> Result<u32, RecordError> {
-    let what = "read /proc/self/ns/pid";
-    let meta = std::fs::metadata("/proc/self/ns/pid")
-        .map_err(|source| RecordError::Io { what, source })?;
-    Ok(u32::try_from(meta.ino()).unwrap_or(0))
 }
 
 /// `root` and the processes below it, by /proc.

@@ -1,20 +1,10 @@
 //! What this host offers a recorder, for `slim doctor`.
 
-use super::{RING_BYTES, TASKS, fanotify_error, host_error};
-use crate::sys::bpf::Bpf;
+use super::{Backend, chain, fanotify_error};
 use crate::sys::fanotify::Group;
 
 /// Tries the recorder's parts one by one: name, and what was found or why not, with the way out.
 pub fn probe() -> Vec<(String, Result<String, String>)> {
-    let chain = |error: &dyn std::error::Error| {
-        let mut text = error.to_string();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            text = format!("{text}: {cause}");
-            next = cause.source();
-        }
-        text
-    };
     let fanotify = Group::new()
         .map(|_| "unlimited queue".to_owned())
         .map_err(|error| chain(&fanotify_error(error)));
@@ -24,10 +14,10 @@ pub fn probe() -> Vec<(String, Result<String, String>)> {
             "/sys/kernel/btf/vmlinux: {error}; use a kernel built with CONFIG_DEBUG_INFO_BTF"
         )),
     };
-    let bpf = Bpf::load(RING_BYTES, TASKS)
-        .and_then(|mut bpf| bpf.attach())
+    let bpf = Backend::Bpf
+        .check()
         .map(|()| "programs load and attach to their tracepoints".to_owned())
-        .map_err(|error| chain(&host_error(error)));
+        .map_err(|error| chain(&error));
     let cgroup = match cgroup2() {
         Some(path) => Ok(path),
         None => Err("no cgroup v2 is mounted; mount -t cgroup2 none /sys/fs/cgroup".to_owned()),

@@ -1,7 +1,8 @@
-//! The recorder's thread: waits for fanotify and the ring, puts the two in order, and stops after a
-//! last drain.
+//! The recorder's thread: waits for fanotify and the backend, puts the two in order, and stops after
+//! a last drain.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,18 +12,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::Shared;
-use super::event::parse_event;
 use super::fold::arch_of;
 use super::gather::{Gathered, Owner};
 use super::mounts::MountTable;
+use super::source::Source;
 use crate::model::{FirstUse, Phase, RootPath};
-use crate::sys::bpf::Ring;
 use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};
 
 /// What the thread works on; locked by whoever drains.
 pub struct Reader {
-    pub group: Group,
-    pub ring: Ring,
+    pub group: Option<Group>,
+    pub source: Box<dyn Source>,
     pub gathered: Gathered,
     /// Mount points of watched overlays, as slim sees them.
     pub roots: Vec<PathBuf>,
@@ -32,7 +32,7 @@ pub struct Reader {
     pub phase: Phase,
     pub overflows: u64,
     pub read_errors: u64,
-    /// Events of the BPF side that could not be parsed.
+    /// Events of the backend that could not be parsed.
     pub nonsense: u64,
     /// fanotify events read.
     pub events: u64,
@@ -40,20 +40,14 @@ pub struct Reader {
 
 /// Runs until `stop` is written to.
 pub fn run(shared: &Shared, stop: &EventFd) {
-    let (group, ring) = {
-        let reader = shared.reader();
-        (reader.group.as_fd().try_clone_to_owned(), reader.ring.as_fd().try_clone_to_owned())
-    };
-    let (Ok(group), Ok(ring)) = (group, ring) else { return shared.reader().read_errors += 1 };
+    let descriptors = shared.reader().descriptors();
+    let Ok(descriptors) = descriptors else { return shared.reader().read_errors += 1 };
     loop {
-        let mut fds = [
-            PollFd::new(group.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ring.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        fds.extend(descriptors.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         // the timeout is a safety net: a record that was being written when the ring was read last
         let _ = poll(&mut fds, PollTimeout::from(200u16));
-        let stopping = fds[2].any().unwrap_or(false);
+        let stopping = fds[0].any().unwrap_or(false);
         shared.drain();
         if stopping {
             return;
@@ -62,12 +56,20 @@ pub fn run(shared: &Shared, stop: &EventFd) {
 }
 
 impl Reader {
-    /// Reads both queues to their end. Events are taken from fanotify first: whatever the BPF side
-    /// said about the opener was then in the ring before.
+    fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut all = self.source.descriptors()?;
+        if let Some(group) = &self.group {
+            all.push(group.as_fd().try_clone_to_owned()?);
+        }
+        Ok(all)
+    }
+
+    /// Reads both queues to their end. Events are taken from fanotify first: whatever the backend
+    /// said about the opener was then there before.
     pub fn drain(&mut self) {
         let mut errors = 0;
         loop {
-            let events = match self.group.read() {
+            let events = match self.group.as_ref().map_or_else(|| Ok(Vec::new()), Group::read) {
                 Ok(events) => events,
                 Err(error) => {
                     tracing::debug!(%error, "an fanotify event could not be read");
@@ -79,7 +81,7 @@ impl Reader {
                     break;
                 }
             };
-            self.drain_ring();
+            self.drain_source();
             if events.is_empty() {
                 break;
             }
@@ -90,12 +92,9 @@ impl Reader {
         self.gathered.queue_was_empty();
     }
 
-    fn drain_ring(&mut self) {
-        let (gathered, nonsense) = (&mut self.gathered, &mut self.nonsense);
-        self.ring.drain(|raw| match parse_event(raw) {
-            Some(event) => gathered.apply(event, is_mount),
-            None => *nonsense += 1,
-        });
+    fn drain_source(&mut self) {
+        let gathered = &mut self.gathered;
+        self.nonsense += self.source.drain(&mut |event| gathered.apply(event, is_mount));
         for (namespace, pid) in std::mem::take(&mut gathered.look_at) {
             if let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) {
                 gathered.mounts.insert(namespace, MountTable::parse(&text));
@@ -116,7 +115,10 @@ impl Reader {
             Owner::Counted { by, silence } => {
                 self.note(fd, what, by);
                 let silenced = silence && may_silence(fd, what);
-                if silenced && let Err(error) = self.group.ignore(fd, what) {
+                if silenced
+                    && let Some(group) = &self.group
+                    && let Err(error) = group.ignore(fd, what)
+                {
                     tracing::debug!(%error, "an opened file could not be silenced");
                 }
             }
@@ -136,8 +138,13 @@ impl Reader {
         for _ in 0..5 {
             match self.gathered.owner(what.pid, what.exec, self.phase) {
                 Owner::Unknown if !self.is_outside(what.pid) => {
+                    let named = self.source.identify(what.pid);
+                    if !named.is_empty() {
+                        named.into_iter().for_each(|event| self.gathered.apply(event, is_mount));
+                        continue;
+                    }
                     std::thread::sleep(Duration::from_millis(1));
-                    self.drain_ring();
+                    self.drain_source();
                 }
                 known => return known,
             }

@@ -152,6 +152,10 @@ fn start_helper(name: &str) -> io::Result<(Pid, OwnedFd)> {
 }
 
 impl CellInner {
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

@@ -1,7 +1,7 @@
 //! One container: its overlay, bundle and leaf cgroup; starting it, and running processes in it.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -9,15 +9,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde_json::Value;
 
 use super::cell::CellInner;
 use super::cgroup;
 use super::engine::{self, Engine, Start};
-use super::shim::{CANNOT_CREATE, Report, Task};
+use super::shim::{CANNOT_CREATE, Confine, Report, Task};
 use super::spec::{self, SpecInput};
-use super::stdio::{self, Console, Stdio};
+use super::stdio::{Console, Stdio};
 use super::{Ended, PodSpec, RuntimeError, Work};
+use crate::sys::passing;
 
 /// A container, made ready; it may run, have ended, and run again on the same writable layer.
 pub(super) struct Container {
@@ -53,6 +55,8 @@ pub(super) struct Place<'a> {
     pub address: Option<IpAddr>,
     pub gateway: Option<IpAddr>,
     pub hostname: &'a str,
+    /// Where runc and crun hand over the listeners of notifying filters.
+    pub seccomp_socket: Option<&'a Path>,
 }
 
 impl Work {
@@ -164,7 +168,7 @@ impl Container {
             state: self.dir.join("state"),
             console: console.as_ref().map(|console| console.path.clone()),
         };
-        self.write_config(&start, number)?;
+        let confine = self.write_config(place, &start, number)?;
         stdio.give_to(self.uid());
         let mut cgroups = vec![self.leaf.clone()];
         if place.cell.hierarchies.is_pure() {
@@ -172,9 +176,9 @@ impl Container {
             cgroups.push(self.leaf.join("runtime"));
         }
         let hide = place.engine.hide(&place.cell.hierarchies);
-        let task = Task { cgroups, hide, work: place.engine.create(&start) };
+        let task = Task { cgroups, hide, work: place.engine.create(&start, confine) };
         let since = Instant::now();
-        let outcome = launch(place.cell, &task, stdio)?;
+        let outcome = launch(place, &self.leaf, &task, stdio)?;
         let pid = match (outcome.pid, outcome.refused) {
             (_, Some(refused)) => return Ok(Err(refused)),
             (Some(pid), None) => pid,
@@ -197,13 +201,20 @@ impl Container {
         self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    fn write_config(&self, start: &Start, number: u32) -> Result<(), RuntimeError> {
+    fn write_config(
+        &self,
+        place: &Place<'_>,
+        start: &Start,
+        number: u32,
+    ) -> Result<Option<Confine>, RuntimeError> {
         let mut config = self.config.clone();
+        let confine = place.engine.watch(&mut config, place.spec.watch, place.seccomp_socket);
         if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
             linux.insert("cgroupsPath".into(), format!("{}{number}", self.cgroups_path).into());
         }
         let path = start.bundle.join("config.json");
-        fs::write(&path, config.to_string()).map_err(io_error("write", &path))
+        fs::write(&path, config.to_string()).map_err(io_error("write", &path))?;
+        Ok(confine)
     }
 
     /// How it ended, if it was started and did.
@@ -243,13 +254,14 @@ impl Container {
         let files = self.dir.join("files").join(&name);
         let process = spec::exec_process(&self.config, argv);
         let seccomp = self.config.pointer("/linux/seccomp").cloned();
-        let work = place.engine.exec(&running.start, running.pid, process, seccomp, &files)?;
+        let filters = (seccomp, place.spec.watch);
+        let work = place.engine.exec(&running.start, running.pid, process, filters, &files)?;
         let number = self.starts.load(Ordering::Relaxed);
         let cgroups = self.exec_cgroups(place, &leaf, number);
         let task = Task { cgroups, hide: place.engine.hide(&place.cell.hierarchies), work };
         stdio.give_to(self.uid());
         let since = Instant::now();
-        let outcome = launch(place.cell, &task, &stdio)?;
+        let outcome = launch(place, &leaf, &task, &stdio)?;
         drop(stdio);
         let result = match outcome.refused {
             Some(refused) => Err(refused),
@@ -302,17 +314,30 @@ struct Outcome {
     refused: Option<Refused>,
 }
 
-/// Starts a shim and reads its report to the end.
-fn launch(cell: &CellInner, task: &Task, stdio: &Stdio) -> Result<Outcome, RuntimeError> {
+/// Starts a shim and reads its report to the end; a seccomp listener in it goes to the observer.
+fn launch(
+    place: &Place<'_>,
+    leaf: &Path,
+    task: &Task,
+    stdio: &Stdio,
+) -> Result<Outcome, RuntimeError> {
     let io = |source| RuntimeError::Io { what: "report of a shim".into(), source };
-    let (report, writer) = stdio::pipe().map_err(io)?;
-    let shim = cell.spawn(task, stdio.all(), writer.as_fd())?;
+    let flags = SocketFlags::CLOEXEC;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    let (report, writer) = pair.map_err(|errno| io(errno.into()))?;
+    let shim = place.cell.spawn(task, stdio.all(), writer.as_fd())?;
     drop(writer);
     let mut outcome = Outcome { shim, pid: None, refused: None };
-    for line in BufReader::new(fs::File::from(report)).lines() {
-        match serde_json::from_str(&line.map_err(io)?) {
+    while let Some((text, fds)) = passing::receive(&report).map_err(io)? {
+        match serde_json::from_slice(&text) {
             Ok(Report::Pid(pid)) => outcome.pid = Some(pid),
             Ok(Report::Failed { code, why }) => outcome.refused = Some(Refused { code, why }),
+            Ok(Report::Listener) => {
+                for listener in fds {
+                    let taken = place.spec.observer.listener(leaf, listener);
+                    taken.map_err(|why| not_watched(leaf, why))?;
+                }
+            }
             Err(error) => tracing::debug!(%error, "a shim's report"),
         }
     }

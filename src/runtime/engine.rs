@@ -8,8 +8,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::cgroup::Hierarchies;
-use super::shim::{CANNOT_CREATE, TaskWork};
+use super::shim::{CANNOT_CREATE, Confine, TaskWork};
 use super::{RuntimeError, RuntimeKind};
+use crate::seccomp::Watch;
 
 /// One of the runtimes, found.
 #[derive(Debug)]
@@ -79,6 +80,31 @@ impl Engine {
         }
     }
 
+    /// Readies a runtime configuration for a notifying filter. The embedded runtime's executor loads
+    /// it, and then what is taken out of the configuration here: it needs privileges that libcontainer
+    /// would have dropped. runc and crun load it themselves and hand its listener to `socket`.
+    pub fn watch(
+        &self,
+        config: &mut Value,
+        watch: Watch,
+        socket: Option<&Path>,
+    ) -> Option<Confine> {
+        if watch == Watch::Nothing {
+            return None;
+        }
+        if !self.is_embedded() {
+            let socket = socket.map(|path| path.to_string_lossy()).unwrap_or_default();
+            let profile = config.pointer("/linux/seccomp").cloned();
+            config["linux"]["seccomp"] = watch.merged(profile.as_ref(), &socket).into();
+            return None;
+        }
+        let mut take = |part: &str, key: &str| {
+            config.get_mut(part).and_then(Value::as_object_mut).and_then(|o| o.remove(key))
+        };
+        let seccomp = take("linux", "seccomp");
+        Some(Confine { watch, seccomp, capabilities: take("process", "capabilities") })
+    }
+
     /// Mount points that the runtime must not see.
     pub fn hide(&self, hierarchies: &Hierarchies) -> Vec<PathBuf> {
         let mixed = self.kind == RuntimeKind::Crun && !hierarchies.is_pure();
@@ -86,9 +112,10 @@ impl Engine {
     }
 
     /// Creates and starts a container, leaving it in the background.
-    pub fn create(&self, start: &Start) -> TaskWork {
+    pub fn create(&self, start: &Start, confine: Option<Confine>) -> TaskWork {
         if self.is_embedded() {
             return TaskWork::Create {
+                confine,
                 id: start.id.clone(),
                 bundle: start.bundle.clone(),
                 state: start.state.clone(),
@@ -112,11 +139,11 @@ impl Engine {
         start: &Start,
         pid: i32,
         process: Value,
-        seccomp: Option<Value>,
+        (seccomp, watch): (Option<Value>, Watch),
         files: &Path,
     ) -> Result<TaskWork, RuntimeError> {
         if self.is_embedded() {
-            return Ok(TaskWork::Exec { pid, process, seccomp });
+            return Ok(TaskWork::Exec { pid, process, seccomp, watch });
         }
         let json = files.with_extension("json");
         std::fs::write(&json, process.to_string())

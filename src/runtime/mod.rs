@@ -7,12 +7,14 @@ pub mod script;
 pub mod spec;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::ImageConfig;
+use crate::seccomp::Watch;
 use crate::sys::signals;
 
 mod cell;
@@ -21,6 +23,7 @@ mod container;
 mod control;
 mod engine;
 mod helper;
+mod listener;
 mod pod;
 mod probe;
 mod shim;
@@ -134,6 +137,11 @@ pub trait Observer: Send + Sync {
     fn mounted(&self, root: &Path) -> Result<(), String>;
     /// A leaf cgroup was made (below [`Cell::cgroup`]) for this work.
     fn leaf(&self, cgroup: &Path, work: Work) -> Result<(), String>;
+    /// Processes in a leaf run under the filter that [`PodSpec::watch`] asks for; this is its listener.
+    /// Their calls wait until it is served.
+    fn listener(&self, _cgroup: &Path, _listener: OwnedFd) -> Result<(), String> {
+        Err("nobody serves seccomp listeners".to_owned())
+    }
 }
 
 /// What a leaf cgroup is for.
@@ -161,6 +169,8 @@ pub struct PodSpec {
     pub runtime: RuntimeKind,
     /// `linux.seccomp` of the runtime configuration; `None` is unconfined.
     pub seccomp: Option<serde_json::Value>,
+    /// Calls that the container's processes notify; [`Observer::listener`] gets the listeners.
+    pub watch: Watch,
     /// Where the container's output goes.
     pub log: PathBuf,
     pub observer: Arc<dyn Observer>,

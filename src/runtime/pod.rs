@@ -16,6 +16,7 @@ use super::cell::{Cell, CellInner, random_hex};
 use super::container::{Container, Place, Refused, start_error};
 use super::control::{self, Server};
 use super::engine::Engine;
+use super::listener::Doorman;
 use super::net::PodNet;
 use super::ready::{self, LogWatch};
 use super::script::{self, Script};
@@ -25,6 +26,7 @@ use super::{
     Ended, Network, PodSpec, Readiness, Ready, RuntimeError, ScriptEnd, Work, interrupted,
 };
 use crate::model::ExposedPort;
+use crate::seccomp::Watch;
 
 /// Docker's default for `--stop-timeout`.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,6 +54,8 @@ pub(super) struct PodInner {
     /// Set when the pod goes: fresh containers that still run are killed.
     leaving: AtomicBool,
     warnings: Mutex<Vec<String>>,
+    /// For runc and crun, where calls are to be notified.
+    doorman: Option<Doorman>,
 }
 
 /// A network namespace as the pieces need it.
@@ -140,6 +144,7 @@ impl Pod {
         let net = Net::make(&cell, &spec, &spec.config.exposed_ports(), publish)?;
         let hostname = format!("{}{}", random_hex(), &random_hex()[..4]);
         let mut warnings = Vec::new();
+        let doorman = doorman(&cell, &spec, &engine)?;
         let main = {
             let place = place(&cell, &spec, &engine, &net, &hostname);
             Container::prepare(&place, Work::Main, None, &mut warnings)?
@@ -158,6 +163,7 @@ impl Pod {
             uppers,
             leaving: AtomicBool::new(false),
             warnings,
+            doorman,
         });
         let server = Server::start(Arc::clone(&inner))?;
         Ok(Self { inner, server })
@@ -415,12 +421,30 @@ fn place<'a>(
 ) -> Place<'a> {
     let netns = net.bound.clone();
     let (address, gateway) = (net.address(), net.gateway());
-    Place { cell, spec, engine, netns, address, gateway, hostname }
+    Place { cell, spec, engine, netns, address, gateway, hostname, seccomp_socket: None }
+}
+
+/// runc and crun hand over the listeners of notifying filters at a socket.
+fn doorman(
+    cell: &CellInner,
+    spec: &PodSpec,
+    engine: &Engine,
+) -> Result<Option<Doorman>, RuntimeError> {
+    if spec.watch == Watch::Nothing || engine.is_embedded() {
+        return Ok(None);
+    }
+    let path = control::socket_dir()?.join(format!("{}.seccomp", spec.id));
+    let what = format!("bind({path:?})");
+    let doorman = Doorman::start(path, cell.cgroup(), Arc::clone(&spec.observer));
+    doorman.map(Some).map_err(|source| RuntimeError::Io { what, source })
 }
 
 impl PodInner {
     fn place(&self) -> Place<'_> {
-        place(&self.cell, &self.spec, &self.engine, &self.net, &self.hostname)
+        Place {
+            seccomp_socket: self.doorman.as_ref().map(Doorman::path),
+            ..place(&self.cell, &self.spec, &self.engine, &self.net, &self.hostname)
+        }
     }
 
     /// Pipes into the log; stdin from nowhere, or held open with `-i`.
@@ -504,7 +528,10 @@ impl PodInner {
     ) -> Result<Result<Ended, Refused>, RuntimeError> {
         let net = Net::make(&self.cell, &self.spec, &BTreeSet::new(), false)?;
         let hostname = format!("{}{}", random_hex(), &random_hex()[..4]);
-        let place = place(&self.cell, &self.spec, &self.engine, &net, &hostname);
+        let place = Place {
+            seccomp_socket: self.doorman.as_ref().map(Doorman::path),
+            ..place(&self.cell, &self.spec, &self.engine, &net, &hostname)
+        };
         let usual = self.usual_command();
         let argv = if argv.is_empty() { &usual } else { argv };
         let mut told = Vec::new();

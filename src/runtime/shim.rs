@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::tenant;
+use crate::seccomp::Watch;
 use crate::sys::{mount, process, signals};
 
 /// What a shim is to do.
@@ -39,20 +40,37 @@ pub(super) struct Task {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum TaskWork {
     /// Create and start a container by libcontainer; its init becomes the helper's child.
-    Create { id: String, bundle: PathBuf, state: PathBuf, console: Option<PathBuf> },
+    Create {
+        id: String,
+        bundle: PathBuf,
+        state: PathBuf,
+        console: Option<PathBuf>,
+        confine: Option<Confine>,
+    },
     /// Run a process (of the runtime configuration) in the container whose init is `pid`.
-    Exec { pid: i32, process: Value, seccomp: Option<Value> },
+    Exec { pid: i32, process: Value, seccomp: Option<Value>, watch: Watch },
     /// Become another program.
     Program { argv: Vec<OsString>, env: Vec<String> },
 }
 
-/// What a shim reports, a line of JSON each. The end of the report says that the program runs.
+/// What libcontainer is to leave to slim's executor, because a notifying filter is to be loaded before
+/// it: the filter of the container and its capabilities.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Confine {
+    pub watch: Watch,
+    pub seccomp: Option<Value>,
+    pub capabilities: Option<Value>,
+}
+
+/// What a shim reports, a message of JSON each. The end of the report says that the program runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Report {
     /// The pid, in the cell, of the process that the task is about.
     Pid(i32),
     /// It could not be started: the exit code that Docker gives (125, 126, 127) and the reason.
     Failed { code: i32, why: String },
+    /// With the descriptor of a seccomp listener for the processes of the task.
+    Listener,
 }
 
 /// The exit code of docker run when the container could not be made.
@@ -75,11 +93,16 @@ pub(super) struct Reporter(Rc<RefCell<Option<OwnedFd>>>);
 
 impl Reporter {
     pub fn say(&self, what: &Report) {
-        let mut line = serde_json::to_vec(what).unwrap_or_default();
-        line.push(b'\n');
-        if let Some(fd) = self.0.borrow().as_ref().and_then(|fd| fd.try_clone().ok()) {
-            let _ = File::from(fd).write_all(&line);
+        let text = serde_json::to_vec(what).unwrap_or_default();
+        if let Some(fd) = self.socket() {
+            // write and not sendmsg, which the container's filter may refuse by now
+            let _ = File::from(fd).write_all(&text);
         }
+    }
+
+    /// The socket itself, for a thread that hands over a listener.
+    pub fn socket(&self) -> Option<OwnedFd> {
+        self.0.borrow().as_ref().and_then(|fd| fd.try_clone().ok())
     }
 
     /// Reports a failure and returns its code.
@@ -110,10 +133,13 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
     hide(&task.hide)?;
     match task.work {
-        TaskWork::Create { id, bundle, state, console } => {
-            create(&id, &bundle, &state, console.as_deref(), report)
+        TaskWork::Create { id, bundle, state, console, confine } => {
+            let executor = Exec { report: report.clone(), home: Rc::default(), confine };
+            create(&id, &bundle, &state, console.as_deref(), executor)
         }
-        TaskWork::Exec { pid, process, seccomp } => tenant::run(pid, process, seccomp, report),
+        TaskWork::Exec { pid, process, seccomp, watch } => {
+            tenant::run(pid, process, seccomp, watch, report)
+        }
         TaskWork::Program { argv, env } => Err(become_program(&argv, &env)),
     }
 }
@@ -160,9 +186,9 @@ fn create(
     bundle: &Path,
     state: &Path,
     console: Option<&Path>,
-    report: &Reporter,
+    executor: Exec,
 ) -> Result<i32, String> {
-    let executor = Exec { report: report.clone(), home: Rc::default() };
+    let report = executor.report.clone();
     let build = || {
         ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
             .with_executor(executor)
@@ -203,6 +229,7 @@ struct Exec {
     report: Reporter,
     /// HOME as libcontainer found it in the container's passwd file.
     home: Rc<RefCell<Option<String>>>,
+    confine: Option<Confine>,
 }
 
 impl Executor for Exec {
@@ -213,7 +240,14 @@ impl Executor for Exec {
         if !env.iter().any(|pair| pair.starts_with("HOME=")) {
             env.extend(self.home.borrow().as_ref().map(|home| format!("HOME={home}")));
         }
-        let (code, why) = tenant::execute(&args, &env);
+        let confined = match &self.confine {
+            Some(confine) => tenant::confine_init(confine, process, &self.report),
+            None => Ok(()),
+        };
+        let (code, why) = match confined {
+            Ok(()) => tenant::execute(&args, &env),
+            Err(why) => (CANNOT_CREATE, why),
+        };
         self.report.fail(code, why.clone());
         Err(ExecutorError::Other(why))
     }

@@ -5,11 +5,11 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use libcontainer::capabilities;
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Process};
+use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process};
 use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
@@ -18,24 +18,31 @@ use rustix::process::WaitOptions;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use super::shim::{CANNOT_CREATE, Report, Reporter};
-use crate::sys::process;
+use super::shim::{CANNOT_CREATE, Confine, Report, Reporter};
+use crate::seccomp::Watch;
+use crate::sys::{passing, process, seccomp};
 
 /// Runs `process` in the namespaces of `pid` and returns its exit code (128 + n for signal n).
 pub(super) fn run(
     pid: i32,
     process: Value,
     seccomp: Option<Value>,
+    watch: Watch,
     report: &Reporter,
 ) -> Result<i32, String> {
-    let read = |error: serde_json::Error| format!("process of the runtime configuration: {error}");
-    let process: Process = serde_json::from_value(process).map_err(read)?;
+    let process: Process = serde_json::from_value(process).map_err(unread)?;
     let seccomp: Option<LinuxSeccomp> =
-        seccomp.map(serde_json::from_value).transpose().map_err(read)?;
+        seccomp.map(serde_json::from_value).transpose().map_err(unread)?;
     let spaces = Spaces::open(pid)?;
     spaces.enter(false)?;
     // The pid namespace takes effect for children only.
-    let child = process::fork(|| match prepare(&spaces, &process, seccomp.as_ref()) {
+    let prepared = |report: &Reporter| {
+        prepare(&spaces, &process)?;
+        let nothing_new = process.no_new_privileges().unwrap_or(false);
+        let caps = process.capabilities().as_ref();
+        Bounds { watch, seccomp: seccomp.as_ref(), caps, nothing_new }.enter(report)
+    };
+    let child = process::fork(|| match prepared(report) {
         Err(why) => report.fail(CANNOT_CREATE, why),
         Ok(()) => {
             let args = process.args().clone().unwrap_or_default();
@@ -98,12 +105,8 @@ impl Spaces {
     }
 }
 
-/// Takes on the container's view and rights, in the order that runc and libcontainer do it.
-fn prepare(
-    spaces: &Spaces,
-    process: &Process,
-    seccomp: Option<&LinuxSeccomp>,
-) -> Result<(), String> {
+/// Takes on the container's view and user, in the order that runc and libcontainer do it.
+fn prepare(spaces: &Spaces, process: &Process) -> Result<(), String> {
     let syscall = SyscallType::Linux.create_syscall();
     let (user, cwd) = (process.user(), process.cwd());
     rustix::process::setsid().map_err(|error| format!("setsid: {error}"))?;
@@ -116,22 +119,66 @@ fn prepare(
         user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
     nix::unistd::setgroups(&groups).map_err(|error| format!("setgroups({groups:?}): {error}"))?;
     become_user(user.uid(), user.gid())?;
-    let caps = |error| format!("capabilities: {error}");
-    capabilities::reset_effective(syscall.as_ref()).map_err(caps)?;
-    process::close_others_on_exec().map_err(|error| format!("close_range: {error}"))?;
-    // Without no-new-privileges, loading a filter takes CAP_SYS_ADMIN, which goes next.
-    let no_new_privileges = process.no_new_privileges().unwrap_or(false);
-    if !no_new_privileges {
-        load(seccomp)?;
+    capabilities::reset_effective(syscall.as_ref())
+        .map_err(|error| format!("capabilities: {error}"))?;
+    process::close_others_on_exec().map_err(|error| format!("close_range: {error}"))
+}
+
+fn unread(error: serde_json::Error) -> String {
+    format!("process of the runtime configuration: {error}")
+}
+
+/// Does for the container's init what its configuration was kept from asking of libcontainer.
+pub(super) fn confine_init(
+    confine: &Confine,
+    process: &Process,
+    report: &Reporter,
+) -> Result<(), String> {
+    let seccomp: Option<LinuxSeccomp> =
+        confine.seccomp.clone().map(serde_json::from_value).transpose().map_err(unread)?;
+    let caps: Option<LinuxCapabilities> =
+        confine.capabilities.clone().map(serde_json::from_value).transpose().map_err(unread)?;
+    let nothing_new = process.no_new_privileges().unwrap_or(false);
+    let (seccomp, caps) = (seccomp.as_ref(), caps.as_ref());
+    Bounds { watch: confine.watch, seccomp, caps, nothing_new }.enter(report)
+}
+
+/// The last steps before an exec: filters and capabilities.
+struct Bounds<'a> {
+    watch: Watch,
+    seccomp: Option<&'a LinuxSeccomp>,
+    caps: Option<&'a LinuxCapabilities>,
+    nothing_new: bool,
+}
+
+impl Bounds<'_> {
+    fn enter(&self, report: &Reporter) -> Result<(), String> {
+        // First: the container's own filter may refuse what loading this one and handing it over take.
+        self.notify(report)?;
+        // Without no-new-privileges, loading a filter takes CAP_SYS_ADMIN, which goes next.
+        if !self.nothing_new {
+            load(self.seccomp)?;
+        }
+        if let Some(set) = self.caps {
+            let syscall = SyscallType::Linux.create_syscall();
+            capabilities::drop_privileges(set, syscall.as_ref())
+                .map_err(|error| format!("capabilities: {error}"))?;
+        }
+        if self.nothing_new {
+            rustix::thread::set_no_new_privs(true).map_err(|error| format!("prctl: {error}"))?;
+            load(self.seccomp)?;
+        }
+        Ok(())
     }
-    if let Some(set) = process.capabilities() {
-        capabilities::drop_privileges(set, syscall.as_ref()).map_err(caps)?;
+
+    fn notify(&self, report: &Reporter) -> Result<(), String> {
+        let Some(lines) = self.watch.program() else { return Ok(()) };
+        let socket = report.socket().ok_or("the report is closed already")?;
+        let message = serde_json::to_vec(&Report::Listener).unwrap_or_default();
+        let hand_over = |listener: BorrowedFd<'_>| passing::send(&socket, &message, &[listener]);
+        seccomp::load_and_hand_over(&lines, hand_over)
+            .map_err(|error| format!("the recorder's seccomp filter: {error}"))
     }
-    if no_new_privileges {
-        rustix::thread::set_no_new_privs(true).map_err(|error| format!("prctl: {error}"))?;
-        load(seccomp)?;
-    }
-    Ok(())
 }
 
 fn become_user(uid: u32, gid: u32) -> Result<(), String> {

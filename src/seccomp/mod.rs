@@ -8,6 +8,7 @@ mod base;
 mod filter;
 mod read;
 mod table;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use crate::model::{Arch, Digest, Phase, Policy, Profile};
 use filter::{Action, Rule, When};
 pub use read::{missing_calls, parse_filter};
 use table::{Comparison, DEFAULT_CAPS, DOCKER, ENOSYS, EPERM, Verdict, complement};
+pub use watch::Watch;
 
 /// Why no filter could be made.
 #[derive(Debug, thiserror::Error)]

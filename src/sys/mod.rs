@@ -13,4 +13,5 @@ pub mod netns;
 pub mod packet;
 pub mod passing;
 pub mod process;
+pub mod seccomp;
 pub mod signals;

@@ -30,7 +30,7 @@ fn usage_errors_are_two_and_name_the_way_out() {
         (&["trace", "--config", "none.toml", "--", "./x"], "none.toml"),
         (&["trace", "--network", "bridge", "--image", "x", "--", "./x"], "ns:PATH"),
         (&["trace", "--timeout", "soon", "--image", "x", "--", "./x"], "--timeout"),
-        (&["trace", "--recorder", "perf", "--image", "x", "--", "./x"], "not there yet"),
+        (&["trace", "--recorder", "ptrace", "--image", "x", "--", "./x"], "possible values"),
         (&["trace", "--ready", "maybe", "--image", "x", "--", "./x"], "maybe"),
         (&["trace", "--keep-from", "none", "--image", "x", "--", "./x"], "none"),
         (&["trace", "-e", "=x", "--image", "x", "--", "./x"], "no name"),

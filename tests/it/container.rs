@@ -101,6 +101,7 @@ impl Fixture {
             network: Network::Host,
             runtime: RuntimeKind::Embedded,
             seccomp: Some(refuse("mkdirat")),
+            watch: slim::seccomp::Watch::Nothing,
             observer: Arc::clone(&self.notes) as Arc<dyn Observer>,
         }
     }

@@ -83,7 +83,7 @@ impl Scene {
         for leaf in ["main", "unrecorded"] {
             fs::create_dir_all(cgroup.join(leaf)).unwrap();
         }
-        let recorder = start(RecorderSpec { cgroup: cgroup.clone() }).unwrap();
+        let recorder = start(RecorderSpec::new(cgroup.clone())).unwrap();
         recorder.set_role(&cgroup.join("main"), Role::Main).unwrap();
         recorder.set_role(&cgroup.join("unrecorded"), Role::Unrecorded).unwrap();
         recorder.watch(&root).unwrap();

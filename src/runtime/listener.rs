@@ -1,0 +1,83 @@
+//! The socket where runc and crun hand over seccomp listeners (`linux.seccomp.listenerPath` of the
+//! runtime specification: a `ContainerProcessState` with the descriptor beside it).
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Observer;
+use crate::sys::passing;
+
+/// The listening end, in a thread of its own until dropped.
+pub(super) struct Doorman {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Doorman {
+    /// Listens at `path`. Whose a listener is, the cgroup of the runtime that sends it tells: a leaf
+    /// below `cgroup`.
+    pub fn start(path: PathBuf, cgroup: &Path, observer: Arc<dyn Observer>) -> io::Result<Self> {
+        let _ = fs::remove_file(&path);
+        let socket = UnixListener::bind(&path)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, cgroup) = (Arc::clone(&stop), cgroup.to_owned());
+        let thread = std::thread::Builder::new().name("seccomp".into()).spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                let mut fds = [PollFd::new(&socket, PollFlags::IN)];
+                let patience = Timespec::try_from(Duration::from_millis(100)).ok();
+                if !poll(&mut fds, patience.as_ref()).is_ok_and(|count| count > 0) {
+                    continue;
+                }
+                let taken = socket.accept().and_then(|(peer, _)| take(&peer, &cgroup, &*observer));
+                if let Err(error) = taken {
+                    tracing::warn!(%error, "a seccomp listener could not be taken over");
+                }
+            }
+        })?;
+        Ok(Self { path, stop, thread: Some(thread) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Doorman {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn take(peer: &UnixStream, cgroup: &Path, observer: &dyn Observer) -> io::Result<()> {
+    let credentials = rustix::net::sockopt::socket_peercred(peer)?;
+    // a runtime that is gone already leaves it to the recorder to find out from the first call
+    let leaf = leaf_of(credentials.pid.as_raw_nonzero().get(), cgroup);
+    let leaf = leaf.unwrap_or_else(|| cgroup.to_owned());
+    let (_, fds) = passing::receive(peer)?.unwrap_or_default();
+    let listener: OwnedFd = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+    observer.listener(&leaf, listener).map_err(io::Error::other)
+}
+
+/// The leaf below `cgroup` in which a process is, by /proc.
+fn leaf_of(pid: i32, cgroup: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+    let run = cgroup.file_name()?.to_str()?;
+    let mut names = path.split('/').skip_while(|name| *name != run);
+    names.next()?;
+    Some(cgroup.join(names.next()?))
+}

@@ -1,0 +1,255 @@
+//! Filters that notify a recorder of calls (seccomp_unotify(2)), as programs and merged into JSON.
+//!
+//! They decide nothing: a call they name goes on as soon as it was looked at, and a filter beside
+//! them that refuses it does so first (ERRNO outranks USER_NOTIF, seccomp(2)).
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::model::Arch;
+
+/// Which calls a recorder is to be notified of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watch {
+    /// None: no filter is loaded.
+    Nothing,
+    /// Those that use paths without opening a file in a way that fanotify reports, those whose
+    /// arguments are worth recording, and all of the other architecture.
+    Rare,
+    /// The same and every open: lookups that fail are seen too.
+    Paths,
+    All,
+}
+
+/// One line of classic BPF: code, jump if true, jump if false, constant (`struct sock_filter`).
+pub type Line = (u16, u8, u8, u32);
+
+/// Calls that use a path and that fanotify reports nothing of, or not the path as used.
+#[rustfmt::skip]
+const PATHS: &[&str] = &[
+    "access", "acct", "bind", "chdir", "chmod", "chown", "chown32", "chroot", "connect",
+    "execve", "execveat", "faccessat", "faccessat2", "fanotify_mark", "fchmodat", "fchmodat2",
+    "fchownat", "file_getattr", "file_setattr", "fstatat64", "futimesat", "getxattr",
+    "getxattrat", "inotify_add_watch", "lchown", "lchown32", "lgetxattr", "link", "linkat",
+    "listxattr", "listxattrat", "llistxattr", "lremovexattr", "lsetxattr", "lstat", "lstat64",
+    "mkdir", "mkdirat", "mknod", "mknodat", "mount", "mount_setattr", "move_mount",
+    "name_to_handle_at", "newfstatat", "oldlstat", "oldstat", "open_tree", "open_tree_attr",
+    "openat2", "pivot_root", "quotactl", "readlink", "readlinkat", "removexattr",
+    "removexattrat", "rename", "renameat", "renameat2", "rmdir", "setxattr", "setxattrat",
+    "stat", "stat64", "statfs", "statfs64", "statx", "swapoff", "swapon", "symlink",
+    "symlinkat", "truncate", "truncate64", "umount", "umount2", "unlink", "unlinkat", "uselib",
+    "utime", "utimensat", "utimensat_time64", "utimes", "fspick",
+];
+/// Opens, which fanotify reports when they succeed.
+const OPENS: [&str; 3] = ["open", "openat", "creat"];
+/// Rare calls with an argument worth recording, and those that change who a process is.
+#[rustfmt::skip]
+const ARGUMENTS: &[&str] = &[
+    "arch_prctl", "bpf", "clone", "keyctl", "personality", "prctl", "ptrace", "setns",
+    "setresuid", "setresuid32", "setreuid", "setreuid32", "setuid", "setuid32", "socket",
+    "socketpair", "unshare",
+];
+const O_PATH: u32 = 0o10_000_000;
+
+const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const ANY_BIT: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+const NOTIFY: u32 = 0x7fc0_0000; // SECCOMP_RET_USER_NOTIF
+const ALLOW: u32 = 0x7fff_0000; // SECCOMP_RET_ALLOW
+const X32_BIT: u32 = 0x4000_0000;
+// offsets in struct seccomp_data, little-endian
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+const ARGS: u32 = 16;
+
+impl Watch {
+    /// The calls by name; none for [`Watch::All`] and [`Watch::Nothing`].
+    fn names(self) -> BTreeSet<&'static str> {
+        let rare = || PATHS.iter().chain(ARGUMENTS).copied();
+        match self {
+            Self::Nothing | Self::All => BTreeSet::new(),
+            Self::Rare => rare().collect(),
+            Self::Paths => rare().chain(OPENS).collect(),
+        }
+    }
+
+    /// True if the call `name` is notified whatever its arguments are.
+    pub fn names_call(self, name: &str) -> bool {
+        self == Self::All || self.names().contains(name)
+    }
+
+    /// The filter as a program for this machine; `None` if there is nothing to notify.
+    ///
+    /// Calls of another architecture than the native one are notified all: whoever counts native calls
+    /// by their numbers cannot tell them apart.
+    pub fn program(self) -> Option<Vec<Line>> {
+        let arch = Arch::NATIVE;
+        match self {
+            Self::Nothing => return None,
+            Self::All => return Some(vec![(RETURN, 0, 0, NOTIFY)]),
+            Self::Rare | Self::Paths => {}
+        }
+        let mut lines = vec![
+            (LOAD, 0, 0, ARCH),
+            (EQUAL, 1, 0, arch.audit()),
+            (RETURN, 0, 0, NOTIFY),
+            (LOAD, 0, 0, NUMBER),
+        ];
+        if arch == Arch::X86_64 {
+            lines.extend([(AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, NOTIFY)]);
+        }
+        for number in self.names().into_iter().filter_map(|name| arch.call_number(name)) {
+            lines.extend([(EQUAL, 0, 1, number), (RETURN, 0, 0, NOTIFY)]);
+        }
+        if self == Self::Rare {
+            // O_PATH opens nothing that fanotify would report
+            for (name, flags) in [("open", 1), ("openat", 2)] {
+                let Some(number) = arch.call_number(name) else { continue };
+                lines.extend([
+                    (EQUAL, 0, 4, number),
+                    (LOAD, 0, 0, ARGS + 8 * flags),
+                    (ANY_BIT, 0, 1, O_PATH),
+                    (RETURN, 0, 0, NOTIFY),
+                    (RETURN, 0, 0, ALLOW),
+                ]);
+            }
+        }
+        lines.push((RETURN, 0, 0, ALLOW));
+        Some(lines)
+    }
+
+    /// `linux.seccomp` of a runtime configuration with the same notifications in it, whose listener
+    /// the runtime is to hand to `socket`. `profile` is the filter to be kept; `None`: unconfined.
+    ///
+    /// Only what the profile allows is notified. runc refuses `write` as a notified call, and one that
+    /// notifies everything: the narrower set stands in for [`Watch::All`].
+    pub fn merged(self, profile: Option<&Value>, socket: &str) -> Option<Value> {
+        let watch = match self {
+            Self::Nothing => return profile.cloned(),
+            Self::All => Self::Paths,
+            other => other,
+        };
+        let names = watch.names();
+        let unconfined = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []});
+        let mut merged = profile.cloned().unwrap_or(unconfined);
+        let open = merged["defaultAction"] == "SCMP_ACT_ALLOW";
+        let rules = merged["syscalls"].as_array().cloned().unwrap_or_default();
+        let mut out: Vec<Value> = Vec::new();
+        let mut named = BTreeSet::new();
+        for rule in rules {
+            let listed: Vec<String> = strings(&rule["names"]);
+            named.extend(listed.iter().cloned());
+            if rule["action"] != "SCMP_ACT_ALLOW" {
+                out.push(rule);
+                continue;
+            }
+            let (seen, rest): (Vec<_>, Vec<_>) =
+                listed.into_iter().partition(|name| names.contains(name.as_str()));
+            out.extend(with(&rule, "SCMP_ACT_NOTIFY", seen));
+            out.extend(with(&rule, "SCMP_ACT_ALLOW", rest));
+        }
+        if open {
+            let rest = names.iter().filter(|name| !named.contains(**name));
+            let rest: Vec<String> = rest.map(|name| (*name).to_owned()).collect();
+            out.extend(with(&json!({}), "SCMP_ACT_NOTIFY", rest));
+        }
+        merged["syscalls"] = out.into();
+        merged["listenerPath"] = socket.into();
+        Some(merged)
+    }
+}
+
+fn with(rule: &Value, action: &str, names: Vec<String>) -> Option<Value> {
+    let mut rule = rule.clone();
+    let empty = names.is_empty();
+    rule["names"] = names.into();
+    rule["action"] = action.into();
+    (!empty).then_some(rule)
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a program on a call, as the kernel does.
+    fn run(lines: &[Line], arch: u32, number: u32, args: [u32; 3]) -> u32 {
+        let (mut at, mut acc) = (0, 0);
+        loop {
+            let (code, yes, no, k) = lines[at];
+            at += 1;
+            let jump = |took: bool| usize::from(if took { yes } else { no });
+            match code {
+                LOAD => {
+                    acc = match k {
+                        NUMBER => number,
+                        ARCH => arch,
+                        other => args[((other - ARGS) / 8) as usize],
+                    }
+                }
+                EQUAL => at += jump(acc == k),
+                AT_LEAST => at += jump(acc >= k),
+                ANY_BIT => at += jump(acc & k != 0),
+                RETURN => return k,
+                other => panic!("code {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn rare_calls_o_path_and_foreign_calls_are_notified_and_nothing_else() {
+        let rare = Watch::Rare.program().unwrap();
+        let native = Arch::NATIVE.audit();
+        let of =
+            |name: &str, args| run(&rare, native, Arch::NATIVE.call_number(name).unwrap(), args);
+        for (name, args, want) in [
+            ("read", [0; 3], ALLOW),
+            ("sendmsg", [0; 3], ALLOW),
+            ("openat", [0; 3], ALLOW),
+            ("openat", [0, 0, O_PATH | 1], NOTIFY),
+            ("execve", [0; 3], NOTIFY),
+            ("statx", [0; 3], NOTIFY),
+        ] {
+            assert_eq!(of(name, args), want, "{name} {args:?}");
+        }
+        assert_eq!(run(&rare, native ^ 1, 0, [0; 3]), NOTIFY);
+        let paths = Watch::Paths.program().unwrap();
+        assert_eq!(
+            run(&paths, native, Arch::NATIVE.call_number("openat").unwrap(), [0; 3]),
+            NOTIFY
+        );
+    }
+
+    #[test]
+    fn a_merged_profile_notifies_what_it_allowed_and_nothing_more() {
+        let profile = json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "syscalls": [
+                {"names": ["read", "stat"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 40}]},
+                {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+            ],
+        });
+        let got = Watch::Rare.merged(Some(&profile), "/s").unwrap();
+        let want = json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "syscalls": [
+                {"names": ["stat"], "action": "SCMP_ACT_NOTIFY"},
+                {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["socket"], "action": "SCMP_ACT_NOTIFY", "args": [{"index": 0, "value": 40}]},
+                {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+            ],
+            "listenerPath": "/s",
+        });
+        assert_eq!(got, want);
+        let open = Watch::Rare.merged(None, "/s").unwrap();
+        assert!(open["syscalls"][0]["names"].to_string().contains("\"statx\""));
+    }
+}
