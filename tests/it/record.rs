@@ -302,7 +302,7 @@ fn every_kind_of_use_is_recorded_with_who_did_it() {
     assert_eq!((by.exe.as_str(), by.argv0.as_str(), by.uid), ("/bin/tool", "/bin/tool", 0));
     assert_eq!(seen.call("x86_64", "openat"), ["call"]);
     let socket = &seen.profile.syscalls["x86_64"]["socket"];
-    assert!(socket.contains_key("domain=AF_UNIX"), "{socket:?}");
+    assert!(socket.contains_key("domain=AF_UNIX,type=SOCK_STREAM,protocol=0"), "{socket:?}");
 }
 
 #[test]

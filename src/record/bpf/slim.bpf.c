@@ -66,7 +66,7 @@ struct cred { int dummy; } CORE;
 struct kernfs_node { u64 id; } CORE;
 struct cgroup;
 struct cgroup_subsys_state { struct cgroup *cgroup; struct cgroup_subsys_state *parent; } CORE;
-struct cgroup { struct cgroup_subsys_state self; int level; struct kernfs_node *kn; } CORE;
+struct cgroup { struct cgroup_subsys_state self; struct kernfs_node *kn; } CORE;
 struct css_set { struct cgroup *dfl_cgrp; } CORE;
 struct task_struct {
 	struct thread_info thread_info;
@@ -117,7 +117,7 @@ struct config {
 	u64 cgroup;      // id of the recorded cgroup
 	u32 phase;       // of the main container
 	u32 pid_ns;      // inode number of the reader's pid namespace
-	u32 level;       // depth of the recorded cgroup
+	u32 pad;
 	u32 wake;        // bytes of events after which the reader is woken, a power of two
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct config); } config SEC(".maps");
@@ -1094,24 +1094,28 @@ static __noinline u32 place_of(struct task_struct *task)
 {
 	struct config *c = ONLY(config);
 	struct cgroup *at = task->cgroups->dfl_cgrp;
-	u32 role = OUTSIDE, found = 0;
+	struct cgroup_subsys_state *up;
+	u32 below = 0;
 	if (!c) return OUTSIDE;
-	for (int i = 0; i < 64; i++) {
-		u64 id;
-		u32 *named;
-		if (at->level < (s32)c->level) return OUTSIDE;
-		id = at->kn->id;
-		if (!found) {
-			named = bpf_map_lookup_elem(&roles, &id);
-			if (named) {
-				role = *named;
-				found = 1;
-			}
+	for (u32 i = 0; i < 64; i++) {
+		if (at->kn->id == c->cgroup) {
+			below = i + 1;
+			break;
 		}
-		if (at->level == (s32)c->level) return id == c->cgroup ? (found ? role : MAIN) : OUTSIDE;
-		at = at->self.parent->cgroup;
+		up = at->self.parent;
+		if (!up) return OUTSIDE;
+		at = up->cgroup;
 	}
-	return OUTSIDE;
+	at = task->cgroups->dfl_cgrp;
+	for (u32 i = 0; i < below; i++) {
+		u64 id = at->kn->id;
+		u32 *role = bpf_map_lookup_elem(&roles, &id);
+		if (role) return *role;
+		up = at->self.parent;
+		if (!up) break;
+		at = up->cgroup;
+	}
+	return below ? MAIN : OUTSIDE;
 }
 
 // A thread begins to be recorded.
