@@ -18,7 +18,7 @@ mod probe;
 mod reader;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -384,6 +384,7 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         let arch = fold::arch_of(c.arch);
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
+    let unknown: HashSet<_> = unknown.map(|c| (c.arch, c.number)).collect();
     let counted = [
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
@@ -391,7 +392,7 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         ("late_attach", reader.late, "a process was in the cgroup before recording began"),
         ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
         ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
-        ("unknown_syscall", unknown.count() as u64, "a system call that slim has no name for"),
+        ("unknown_syscall", unknown.len() as u64, "a system call that slim has no name for"),
         ("recorder_died", died.into(), "the recorder's thread panicked"),
     ];
     let lost = counted.into_iter().chain(backend).filter(|(_, number, _)| *number > 0);
