@@ -55,6 +55,14 @@ enum Verb {
     Store(store::StoreArgs),
 }
 
+impl Verb {
+    /// Whether it runs containers, or touches files that they or their layers left behind: without
+    /// root that takes a user namespace, entered before anything else is done.
+    fn needs_ids(&self) -> bool {
+        matches!(self, Self::Trace(_) | Self::Verify(_) | Self::Clean(_) | Self::Store(_))
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
@@ -64,11 +72,17 @@ pub fn main() -> ExitCode {
         Ok(cli) => dispatch(cli.command),
         Err(code) => code,
     };
+    crate::runtime::leave_user_namespace();
     let _ = std::io::stdout().flush();
     ExitCode::from(code)
 }
 
 fn dispatch(verb: Verb) -> u8 {
+    if verb.needs_ids()
+        && let Err(error) = crate::runtime::enter_user_namespace()
+    {
+        return fail(&error.into());
+    }
     let done = match verb {
         Verb::Trace(args) => args.run(),
         Verb::Build(args) => args.run(),

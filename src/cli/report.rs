@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::pipeline::Summary;
+use crate::pipeline::{Bystanders, Summary};
 
 use super::units::megabytes;
 
@@ -26,6 +26,10 @@ pub(super) fn text(summary: &Summary) -> String {
         let _ = writeln!(out, "  calls      {} recorded", summary.syscalls.recorded);
     }
     let _ = writeln!(out, "  record     {}", record(summary));
+    if let Some(Bystanders { before, during }) = summary.bystanders {
+        let more = during.saturating_sub(before);
+        let _ = writeln!(out, "  others     +{more} ns per call on this machine meanwhile");
+    }
     let _ = writeln!(out, "  verified   {}", verified(summary));
     if !summary.generated.is_empty() {
         let _ = writeln!(out, "  generated  {}", summary.generated.join(", "));

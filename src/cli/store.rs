@@ -11,7 +11,7 @@ use super::units::megabytes;
 
 #[derive(Args, Debug)]
 pub(super) struct CleanArgs {
-    /// Folder for unpacked layers [default: /var/lib/slim]
+    /// Folder for unpacked layers [default: /var/lib/slim; without root ~/.local/share/slim]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ impl CleanArgs {
 pub(super) struct StoreArgs {
     #[command(subcommand)]
     verb: StoreVerb,
-    /// Folder for unpacked layers [default: /var/lib/slim]
+    /// Folder for unpacked layers [default: /var/lib/slim; without root ~/.local/share/slim]
     #[arg(long, value_name = "DIR", global = true)]
     store: Option<PathBuf>,
 }

@@ -50,7 +50,7 @@ pub(super) struct TraceArgs {
     /// Write all results even if something failed
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     keep_going: Option<bool>,
-    /// Folder for unpacked layers [default: /var/lib/slim]
+    /// Folder for unpacked layers [default: /var/lib/slim; without root ~/.local/share/slim]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// The script and its arguments

@@ -28,7 +28,7 @@ pub(super) struct VerifyArgs {
     platform: Option<String>,
     #[command(flatten)]
     run: RunArgs,
-    /// Folder for unpacked layers [default: /var/lib/slim]
+    /// Folder for unpacked layers [default: /var/lib/slim; without root ~/.local/share/slim]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// The script and its arguments; without one only the static check is made

@@ -1,12 +1,10 @@
-//! `slim inspect`, `slim doctor`, `slim clean`, `slim store`: looking and tidying, nothing is run.
+//! `slim inspect`, `slim clean`, `slim store`: looking and tidying, nothing is run.
 
 use std::path::Path;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::oci::Image;
-use crate::record;
 use crate::rootfs::{self, Store, StoredLayer};
 use crate::runtime;
 use crate::source;
@@ -49,39 +47,6 @@ pub fn inspect(image: &str, platform: Option<&str>) -> Result<Inspected, Pipelin
     let image = source::open(image, platform)?;
     let (files, bytes) = rootfs::index(&image)?.totals();
     Ok(Inspected { image, files, bytes })
-}
-
-/// One thing that a host offers or lacks.
-#[derive(Debug, Clone, Serialize)]
-pub struct Check {
-    pub name: String,
-    pub ok: bool,
-    /// True if nothing can be traced without it.
-    pub needed: bool,
-    /// What was found, or what is missing, what that costs and the way out.
-    pub detail: String,
-}
-
-/// Tries what tracing needs and what it can use, one by one.
-pub fn doctor() -> Vec<Check> {
-    let root = rustix::process::geteuid().is_root();
-    let mut checks = vec![Check {
-        name: "root".to_owned(),
-        ok: root,
-        needed: true,
-        detail: if root { "yes" } else { "not root: run slim with sudo" }.to_owned(),
-    }];
-    checks.extend(record::probe().into_iter().map(|(name, found)| check(name, found, true)));
-    checks.extend(runtime::probe().into_iter().map(|(name, found)| {
-        let needed = !matches!(name.as_str(), "runc" | "crun");
-        check(name, found, needed)
-    }));
-    checks
-}
-
-fn check(name: String, found: Result<String, String>, needed: bool) -> Check {
-    let ok = found.is_ok();
-    Check { name, ok, needed, detail: found.unwrap_or_else(|why| why) }
 }
 
 /// Removes what dead runs left; returns what was removed.

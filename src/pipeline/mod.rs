@@ -4,6 +4,7 @@
 //! every single step to the rooms below and every word on the terminal to `cli`.
 
 mod build;
+mod doctor;
 mod host;
 mod image;
 mod play;
@@ -27,10 +28,11 @@ use crate::seccomp::SeccompError;
 use crate::source::SourceError;
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
-pub use host::{Check, Inspected, clean, doctor, inspect, store_gc, store_list};
+pub use doctor::{Check, doctor};
+pub use host::{Inspected, clean, inspect, store_gc, store_list};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};
-pub use summary::{Summary, Verified};
+pub use summary::{Bystanders, Summary, Verified};
 pub use trace::{TraceSpec, trace};
 pub use verify::{VerifySpec, verify};
 

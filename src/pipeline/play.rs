@@ -284,6 +284,7 @@ impl<'a> Play<'a> {
             },
             recording: None,
             changes: Vec::new(),
+            bystanders: None,
             script: self.script,
             outcomes: self.outcomes,
             warnings: self.warnings.into_inner().expect("no panic while held"),

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, Loss, Phase};
-use crate::record::{Backend, Recorder, RecorderSpec, Role};
-use crate::runtime::{self, Cell, Observer, Pod, PodSpec, Work};
+use crate::record::{Backend, Recorder, RecorderSpec, Role, ns_per_call};
+use crate::runtime::{self, Cell, Observer, Pod, PodSpec, RuntimeKind, Work};
 use crate::seccomp::Watch;
 
 use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
+use super::summary::Bystanders;
 use super::{PipelineError, Reporter};
 
 /// Runs the image once from start to restart.
@@ -27,11 +28,20 @@ pub(super) fn run(
     }
     let cell = Cell::enter()?;
     let (backend, instead) = backend(input.spec.recorder)?;
+    let mut bystanders = None;
     let recorder = match backend {
         None => None,
         Some(backend) => {
-            let spec = RecorderSpec { backend, ..RecorderSpec::new(cell.cgroup()) };
-            Some(Arc::new(Recorder::start(spec)?))
+            let cgroup = cell.cgroup().map(Path::to_owned);
+            if cgroup.is_none() && backend != Backend::Notify {
+                return Err(needs_cgroup(backend));
+            }
+            let (lookups, fanotify) = (input.purpose == "verify", cgroup.is_some());
+            let spec = RecorderSpec { cgroup, backend, fanotify, lookups };
+            let before = ns_per_call();
+            let recorder = Recorder::start(spec)?;
+            bystanders = Some(Bystanders { before, during: ns_per_call() });
+            Some(Arc::new(recorder))
         }
     };
     let observer: Arc<dyn Observer> = match &recorder {
@@ -45,6 +55,7 @@ pub(super) fn run(
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
     outcome.warnings.extend(instead);
+    outcome.bystanders = bystanders;
     outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if pod.outside_tried() {
         outcome.warnings.push(
@@ -64,6 +75,9 @@ pub(super) fn run(
         let recording = recorder.finish()?;
         outcome.record.losses = recording.losses.clone();
         outcome.recording = Some(recording);
+    }
+    if backend == Some(Backend::Notify) && input.spec.runtime != RuntimeKind::Embedded {
+        outcome.record.losses.push(half_notified());
     }
     drop(cell);
     played?;
@@ -92,6 +106,20 @@ fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), 
             (Some(backend), told)
         }
     })
+}
+
+/// runc and crun need calls of their own behind the filter and refuse to have them notified.
+fn half_notified() -> Loss {
+    let detail = "runc and crun let only path calls be notified; the embedded runtime lets all";
+    Loss { kind: "calls_not_notified".to_owned(), number: 1, detail: Some(detail.to_owned()) }
+}
+
+fn needs_cgroup(backend: Backend) -> PipelineError {
+    PipelineError::Host {
+        what: format!("--recorder {backend}"),
+        why: "it filters by a cgroup, and slim runs without root and so without one".to_owned(),
+        way_out: "run slim as root, or record nothing with --recorder none".to_owned(),
+    }
 }
 
 fn finish_record(outcome: &mut RunOutcome) {
@@ -127,6 +155,16 @@ fn run_id(input: &RunInput<'_>) -> String {
     format!("slim-{}", &Digest::of(seed.as_bytes()).hex()[..12])
 }
 
+fn role(work: Work) -> Role {
+    match work {
+        Work::Main => Role::Main,
+        Work::Exec => Role::Fixed(Phase::Exec),
+        Work::Run => Role::Fixed(Phase::Run),
+        Work::Health => Role::Fixed(Phase::Health),
+        Work::Unrecorded => Role::Unrecorded,
+    }
+}
+
 /// Tells the recorder what the runtime makes.
 struct Recorded(Arc<Recorder>);
 
@@ -136,18 +174,17 @@ impl Observer for Recorded {
     }
 
     fn leaf(&self, cgroup: &Path, work: Work) -> Result<(), String> {
-        let role = match work {
-            Work::Main => Role::Main,
-            Work::Exec => Role::Fixed(Phase::Exec),
-            Work::Run => Role::Fixed(Phase::Run),
-            Work::Health => Role::Fixed(Phase::Health),
-            Work::Unrecorded => Role::Unrecorded,
-        };
-        self.0.set_role(cgroup, role).map_err(|error| error.to_string())
+        self.0.set_role(cgroup, role(work)).map_err(|error| error.to_string())
     }
 
-    fn listener(&self, cgroup: &Path, listener: OwnedFd) -> Result<(), String> {
-        self.0.add_listener(cgroup, listener).map_err(|error| error.to_string())
+    fn listener(
+        &self,
+        work: Option<Work>,
+        cgroup: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), String> {
+        let added = self.0.add_listener(work.map(role), cgroup, listener);
+        added.map_err(|error| error.to_string())
     }
 }
 

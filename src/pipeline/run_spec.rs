@@ -15,6 +15,7 @@ use crate::rootfs::{self, Change};
 use crate::runtime::{Ended, Network, Ready, RunOptions, RuntimeKind, ScriptEnd};
 
 use super::PipelineError;
+use super::summary::Bystanders;
 
 /// `--recorder`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub(super) struct RunOutcome {
     pub recording: Option<Recording>,
     /// Upper directories of the run.
     pub changes: Vec<PathBuf>,
+    pub bystanders: Option<Bystanders>,
     /// `exited 0`, … `None` where it was never started.
     pub script: Option<ScriptEnd>,
     /// Outcomes of the phases that verification compares.

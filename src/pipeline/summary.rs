@@ -44,11 +44,24 @@ pub struct Summary {
     /// Times the original was recorded: more than one where verification asked for another.
     #[serde(default)]
     pub recordings: u64,
+    /// What the last recording cost those that were not recorded; `null` where nothing was.
+    #[serde(default)]
+    pub bystanders: Option<Bystanders>,
     /// What verification found and could not mend.
     #[serde(default)]
     pub findings: Vec<FindingText>,
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// What a system call that does nothing takes a process outside the container, ns: before the recorder
+/// was attached, and while it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bystanders {
+    #[serde(rename = "ns_per_call_before")]
+    pub before: u64,
+    #[serde(rename = "ns_per_call_during")]
+    pub during: u64,
 }
 
 /// How the original is known.
@@ -137,6 +150,7 @@ impl Summary {
             policy: policy.clone(),
             script: None,
             recordings: profile.runs.len() as u64,
+            bystanders: None,
             findings: Vec::new(),
             warnings: Vec::new(),
         }

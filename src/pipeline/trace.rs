@@ -161,7 +161,8 @@ impl<'a> Work<'a> {
         // A glob without a match is an error before the run, not after it.
         let nothing = Profile::new(identity(&image));
         keep::decide(&nothing, &rootfs.tree, &image.config, &spec.policy)?;
-        let store_warnings = store.warnings();
+        let mut store_warnings = runtime::rootless_warnings();
+        store_warnings.extend(store.warnings());
         Ok(Self { spec, reporter, image, rootfs, run_dir, results, store_warnings, _store: store })
     }
 
@@ -198,6 +199,7 @@ impl<'a> Work<'a> {
                 summary.warnings.push(warning.clone());
             }
         }
+        summary.bystanders = outcome.bystanders;
         let script = outcome.script_text();
         Ok(Recorded { failure: outcome.failure, script, outcomes: outcome.outcomes })
     }
@@ -315,7 +317,7 @@ fn needs_root() -> Result<(), PipelineError> {
     }
     Err(PipelineError::Host {
         what: "tracing".to_owned(),
-        why: "slim does not run as root, and mounts, fanotify and BPF need it".to_owned(),
-        way_out: "run it with sudo; tracing as an ordinary user is not there yet".to_owned(),
+        why: "this process is neither root nor in a user namespace".to_owned(),
+        way_out: "call runtime::enter_user_namespace first, or run as root".to_owned(),
     })
 }

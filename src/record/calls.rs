@@ -49,6 +49,8 @@ pub const O_EXCL: u64 = 0o200;
 pub const O_TRUNC: u64 = 0o1000;
 pub const O_PATH: u64 = 0o10_000_000;
 const O_NOFOLLOW: u64 = 0o400_000;
+const MS_BIND: u64 = 0x1000;
+const MS_MOVE: u64 = 0x2000;
 
 const fn one(name: &'static str, dir: i8, path: i8, flags: i8, follow: Follow, op: Op) -> PathCall {
     PathCall { name, paths: [(dir, path), NONE], flags, follow, op }
@@ -76,6 +78,7 @@ pub const PATH_CALLS: &[PathCall] = &[
     one("openat2", 0, 1, -1, Unless(O_NOFOLLOW), Open),
     one("creat", -1, 0, -1, Always, Create),
     one("open_tree", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
+    one("open_tree_attr", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
     one("stat", -1, 0, -1, Always, Stat),
     one("stat64", -1, 0, -1, Always, Stat),
     one("oldstat", -1, 0, -1, Always, Stat),
@@ -100,20 +103,20 @@ pub const PATH_CALLS: &[PathCall] = &[
     one("llistxattr", -1, 0, -1, Never, Stat),
     one("getxattrat", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
     one("listxattrat", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
-    one("setxattrat", 0, 1, 2, Unless(AT_NOFOLLOW), Change),
-    one("removexattrat", 0, 1, 2, Unless(AT_NOFOLLOW), Change),
-    one("fspick", 0, 1, 2, Unless(2), Stat),
-    one("mount_setattr", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
-    one("quotactl", -1, 1, -1, Always, Stat),
-    one("swapon", -1, 0, -1, Always, Open),
-    one("swapoff", -1, 0, -1, Always, Open),
+    one("file_getattr", 0, 1, 4, Unless(AT_NOFOLLOW), Stat),
     one("inotify_add_watch", -1, 1, 2, Unless(0x0200_0000), Stat),
     one("fanotify_mark", 3, 4, -1, Always, Stat),
     one("name_to_handle_at", 0, 1, 4, If(AT_FOLLOW), Stat),
     one("uselib", -1, 0, -1, Always, Open),
     one("acct", -1, 0, -1, Always, Open),
-    one("mount", -1, 1, -1, Always, Stat),
+    one("swapon", -1, 0, -1, Always, Open),
+    one("swapoff", -1, 0, -1, Always, Open),
+    one("quotactl", -1, 1, -1, Always, Stat),
+    two("mount", [(-1, 1), (-1, 0)], 3, Always, Stat),
+    one("umount", -1, 0, -1, Always, Stat),
     one("umount2", -1, 0, -1, Always, Stat),
+    one("mount_setattr", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
+    one("fspick", 0, 1, 2, Unless(0x2), Stat),
     two("pivot_root", [(-1, 0), (-1, 1)], -1, Always, Stat),
     two("move_mount", [(0, 1), (2, 3)], -1, Always, Stat),
     one("execve", -1, 0, -1, Always, Exec),
@@ -122,6 +125,9 @@ pub const PATH_CALLS: &[PathCall] = &[
     one("lsetxattr", -1, 0, -1, Never, Change),
     one("removexattr", -1, 0, -1, Always, Change),
     one("lremovexattr", -1, 0, -1, Never, Change),
+    one("setxattrat", 0, 1, 2, Unless(AT_NOFOLLOW), Change),
+    one("removexattrat", 0, 1, 2, Unless(AT_NOFOLLOW), Change),
+    one("file_setattr", 0, 1, 4, Unless(AT_NOFOLLOW), Change),
     one("truncate", -1, 0, -1, Always, Change),
     one("truncate64", -1, 0, -1, Always, Change),
     one("chmod", -1, 0, -1, Always, Change),
@@ -222,6 +228,11 @@ impl PathCall {
             Unless(bit) => flags & bit == 0,
             If(bit) => flags & bit != 0,
         }
+    }
+
+    /// Whether the call's path `which` is one: what mount(2) mounts is often but a word.
+    pub fn is_path(&self, which: u32, flags: u64) -> bool {
+        self.name != "mount" || which == 0 || flags & (MS_BIND | MS_MOVE) != 0
     }
 
     /// The part of the BPF source's `struct call` that is about paths.
@@ -351,6 +362,7 @@ mod tests {
             ("openat", O_CREAT, true),
             ("linkat", 0, false),
             ("linkat", 0x400, true),
+            ("fspick", 2, false),
         ] {
             assert_eq!(path_call(name).unwrap().follows(flags), want, "{name} {flags:#x}");
         }

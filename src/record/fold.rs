@@ -65,7 +65,8 @@ pub fn arch_of(number: u8) -> Option<Arch> {
 }
 
 fn op_of(used: &PathUse) -> Option<&'static calls::PathCall> {
-    calls::path_call(arch_of(used.arch)?.call_name(used.number)?)
+    let call = calls::path_call(arch_of(used.arch)?.call_name(used.number)?)?;
+    call.is_path(used.which, used.flags).then_some(call)
 }
 
 impl Fold<'_> {

@@ -217,6 +217,8 @@ pub struct Gathered {
     pub entered: bool,
     /// The entrypoint's exec was read from the fanotify queue.
     entry_in_queue: bool,
+    /// Files whose execution is silenced: it tells no longer when a process enters.
+    pub silent_execs: HashSet<Vec<u8>>,
     pub bases_unknown: u64,
     pub unattributed: u64,
     /// Mount namespaces to look at, with a process in each.
@@ -368,7 +370,11 @@ impl Gathered {
     fn enter_in_queue(&mut self, event: &Event) {
         let Some(process) = self.processes.get_mut(&event.pid) else { return };
         let executing = std::mem::take(&mut process.executing);
-        if process.entered_in_queue || executing.is_empty() {
+        // No event will say that a silenced file was executed. What is still queued of the runtime's
+        // opens then counts too, which keeps a file too many; waiting for one would lose all.
+        let executed = [path_of(&event.data[3]), text(&event.data[0]).to_vec()];
+        let silent = executed.iter().any(|path| self.silent_execs.contains(path));
+        if process.entered_in_queue || (executing.is_empty() && !silent) {
             return;
         }
         process.entered_in_queue = true;

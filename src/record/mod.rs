@@ -6,6 +6,7 @@
 
 mod backend;
 mod bpf;
+mod bystander;
 mod calls;
 mod event;
 mod fold;
@@ -42,7 +43,8 @@ use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
 pub use backend::{ACCESSES, Backend, Sight};
-pub use probe::probe;
+pub use bystander::ns_per_call;
+pub use probe::{Probed, probe, settings};
 
 /// Why recording failed to start or to end.
 #[derive(Debug, thiserror::Error)]
@@ -71,18 +73,22 @@ pub enum RecordError {
 /// What is to be recorded.
 #[derive(Debug, Clone)]
 pub struct RecorderSpec {
-    /// A cgroup v2 directory; everything in its subtree is seen.
-    pub cgroup: PathBuf,
+    /// A cgroup v2 directory; everything in its subtree is seen. Only [`Backend::Notify`] can do
+    /// without one: it sees whoever runs under its filters.
+    pub cgroup: Option<PathBuf>,
     pub backend: Backend,
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
+    /// Opens that fail are to be seen too: verification asks for what is not there. Only perf pays for
+    /// it, the others see them anyway.
+    pub lookups: bool,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: cgroup.into(), backend: Backend::Bpf, fanotify: true }
+        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true, lookups: false }
     }
 }
 
@@ -96,6 +102,17 @@ pub enum Role {
     Fixed(Phase),
     /// `slim exec --unrecorded`: seen, never counted.
     Unrecorded,
+}
+
+impl Role {
+    /// By `gather`'s numbers.
+    fn number(self) -> u8 {
+        match self {
+            Self::Main => MAIN,
+            Self::Unrecorded => UNRECORDED,
+            Self::Fixed(phase) => phase_number(phase),
+        }
+    }
 }
 
 /// A recorder at work.
@@ -163,13 +180,11 @@ impl Recorder {
         group: Option<Group>,
         (ring, tasks): (u32, u32),
     ) -> Result<Self, RecordError> {
-        let no_cgroup = |source| RecordError::NoCgroup { path: spec.cgroup.clone(), source };
-        let cgroup = std::fs::File::open(&spec.cgroup).map_err(|e| no_cgroup(Some(e)))?;
-        if !spec.cgroup.join("cgroup.procs").exists() {
-            return Err(no_cgroup(None));
-        }
         let family = family(std::process::id());
-        let start = Start { cgroup: &cgroup, path: &spec.cgroup, family: &family };
+        let path = spec.cgroup.clone().unwrap_or_default();
+        let opened = spec.cgroup.as_deref().map(open_cgroup).transpose()?;
+        let (cgroup, lookups) = (opened.as_ref(), spec.lookups);
+        let start = Start { cgroup, path: &path, family: &family, lookups };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,
@@ -184,7 +199,7 @@ impl Recorder {
             gathered,
             start: now(),
             roots: Vec::new(),
-            cgroup_name: spec.cgroup.file_name().unwrap_or_default().to_string_lossy().into(),
+            cgroup_name: path.file_name().unwrap_or_default().to_string_lossy().into(),
             phase: Phase::Start,
             overflows: 0,
             read_errors: 0,
@@ -193,7 +208,8 @@ impl Recorder {
             events: 0,
         };
         reader.drain();
-        let early = processes(&spec.cgroup).into_iter().filter(|pid| !reader.gathered.knows(*pid));
+        let early = spec.cgroup.as_deref().map(processes).unwrap_or_default();
+        let early = early.into_iter().filter(|pid| !reader.gathered.knows(*pid));
         reader.late = early.count() as u64;
         Self::spawn(reader, control)
     }
@@ -247,12 +263,7 @@ impl Recorder {
     /// # Errors
     /// If the directory cannot be read.
     pub fn set_role(&self, cgroup_leaf: &Path, role: Role) -> Result<(), RecordError> {
-        let role = match role {
-            Role::Main => MAIN,
-            Role::Unrecorded => UNRECORDED,
-            Role::Fixed(phase) => phase_number(phase),
-        };
-        self.shared.control().set_role(cgroup_leaf, role)
+        self.shared.control().set_role(cgroup_leaf, role.number())
     }
 
     /// What a seccomp filter of the container is to notify, with its listener handed to
@@ -261,13 +272,19 @@ impl Recorder {
         self.shared.control().watch()
     }
 
-    /// Takes in the seccomp listener of processes in a leaf cgroup whose role was set. What they call
-    /// waits for the recorder until this returns.
+    /// Takes in the seccomp listener of processes with this role, or with that of a leaf cgroup; with
+    /// neither, the cgroup of the first process that calls tells. Their calls wait for the recorder
+    /// until then.
     ///
     /// # Errors
     /// If the backend wants none.
-    pub fn add_listener(&self, leaf: &Path, listener: OwnedFd) -> Result<(), RecordError> {
-        self.shared.control().add_listener(leaf, listener)
+    pub fn add_listener(
+        &self,
+        role: Option<Role>,
+        leaf: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), RecordError> {
+        self.shared.control().add_listener(role.map(Role::number), leaf, listener)
     }
 
     /// From now on the main container's processes are in this phase.
@@ -411,6 +428,14 @@ fn fanotify_error(source: std::io::Error) -> RecordError {
         _ => "see fanotify_init(2) for this error",
     };
     RecordError::Fanotify { way_out, source }
+}
+
+fn open_cgroup(path: &Path) -> Result<std::fs::File, RecordError> {
+    let no_cgroup = |source| RecordError::NoCgroup { path: path.to_owned(), source };
+    if !path.join("cgroup.procs").exists() {
+        return Err(no_cgroup(None));
+    }
+    std::fs::File::open(path).map_err(|error| no_cgroup(Some(error)))
 }
 
 /// An error with its causes, in one line.

@@ -116,13 +116,12 @@ impl Reader {
         match self.owner(what) {
             Owner::NotCounted => {}
             Owner::Counted { by, silence } => {
-                self.note(fd, what, by);
-                let silenced = silence && may_silence(fd, what);
-                if silenced
-                    && let Some(group) = &self.group
-                    && let Err(error) = group.ignore(fd, what)
-                {
-                    tracing::debug!(%error, "an opened file could not be silenced");
+                let path = self.note(fd, what, by);
+                let group = self.group.as_ref().filter(|_| silence && may_silence(fd, what));
+                match group.map(|group| group.ignore(fd, what)) {
+                    Some(Err(error)) => tracing::debug!(%error, "an open file was not silenced"),
+                    Some(Ok(())) if what.exec => self.gathered.silent_execs.extend(path),
+                    _ => {}
                 }
             }
             Owner::Unknown if self.is_outside(what.pid) => {}
@@ -164,18 +163,21 @@ impl Reader {
         path.is_some_and(|path| !path.split('/').any(|name| name == self.cgroup_name))
     }
 
-    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: By) {
-        if let Some(path) = self.path_of(fd) {
-            if what.exec && by.is_runtime() {
-                self.gathered.executing(what.pid, &path);
-            }
-            let how = match (what.exec, what.dir) {
-                (true, _) => How::Exec,
-                (_, true) => How::List,
-                _ => How::Open,
-            };
-            self.gathered.used(path, how, by);
+    /// Notes an open; the file's path.
+    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: By) -> Option<Vec<u8>> {
+        let path = self.path_of(fd)?;
+        if what.exec && by.is_runtime() {
+            self.gathered.executing(what.pid, &path);
         }
+        // in descriptor mode events do not say that they are about a directory
+        let dir = what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| is_dir(s.st_mode));
+        let how = match (what.exec, dir) {
+            (true, _) => How::Exec,
+            (_, true) => How::List,
+            _ => How::Open,
+        };
+        self.gathered.used(path.clone(), how, by);
+        Some(path)
     }
 
     /// The overlay's own path of an opened file. Its name in /proc is as seen through the mount it
@@ -218,6 +220,10 @@ fn is_mount(arch: u8, number: u32) -> bool {
 /// lost with the first.
 fn may_silence(fd: BorrowedFd<'_>, what: Seen) -> bool {
     what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| s.st_nlink == 1)
+}
+
+fn is_dir(mode: nix::libc::mode_t) -> bool {
+    mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
 }
 
 fn strip(name: &[u8], root: &Path) -> Option<Vec<u8>> {

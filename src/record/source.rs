@@ -17,11 +17,20 @@ use crate::sys::bpf::BpfError;
 /// What a backend is started with.
 pub(super) struct Start<'a> {
     /// The run's cgroup v2 directory, open.
-    pub cgroup: &'a File,
+    pub cgroup: Option<&'a File>,
     /// The same by its path, for hosts where another hierarchy is to be found by it.
     pub path: &'a Path,
     /// slim and its descendants: what they open is not the container's.
     pub family: &'a [u32],
+    /// [`super::RecorderSpec::lookups`].
+    pub lookups: bool,
+}
+
+impl<'a> Start<'a> {
+    /// The cgroup, for a backend that filters by it.
+    pub fn cgroup(&self) -> Result<&'a File, RecordError> {
+        self.cgroup.ok_or_else(|| RecordError::NoCgroup { path: self.path.into(), source: None })
+    }
 }
 
 /// The two ends of a backend: one belongs to the reader's thread, the other to whoever steers.
@@ -62,8 +71,13 @@ pub(super) trait Control: Send {
         Watch::Nothing
     }
 
-    /// Takes in a seccomp listener of work in a leaf cgroup whose role was set.
-    fn add_listener(&mut self, _leaf: &Path, _listener: OwnedFd) -> Result<(), RecordError> {
+    /// Takes in a seccomp listener of work with this role, or in a leaf cgroup whose role was set.
+    fn add_listener(
+        &mut self,
+        _role: Option<u8>,
+        _leaf: Option<&Path>,
+        _listener: OwnedFd,
+    ) -> Result<(), RecordError> {
         Err(RecordError::Listener)
     }
 

@@ -8,10 +8,13 @@ use std::path::Path;
 
 use crate::model::{Node, NodeKind, RootPath, Tree};
 
+use super::limits::present;
 use super::{Change, RootfsError};
+use crate::sys::userns::IdMap;
 
 pub(super) fn read(upper: &Path, tree: &Tree) -> Result<Vec<(RootPath, Change)>, RootfsError> {
     let mut found = BTreeMap::new();
+    let ids = [IdMap::users(), IdMap::groups()];
     for entry in walkdir::WalkDir::new(upper).min_depth(1).same_file_system(true) {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(upper).to_owned();
@@ -36,7 +39,7 @@ pub(super) fn read(upper: &Path, tree: &Tree) -> Result<Vec<(RootPath, Change)>,
                 if !meta.is_dir() || is_opaque(entry.path()) {
                     removed_below(&path, tree, &mut found);
                 }
-                if !meta.is_dir() || differs(node, &meta) {
+                if !meta.is_dir() || differs(node, &meta, &ids) {
                     found.insert(path, Change::Changed);
                 } else {
                     found.remove(&path);
@@ -48,8 +51,9 @@ pub(super) fn read(upper: &Path, tree: &Tree) -> Result<Vec<(RootPath, Change)>,
 }
 
 /// A folder above something that changed is copied up too; only a change of its own counts.
-fn differs(node: &Node, meta: &std::fs::Metadata) -> bool {
-    let same = (node.mode, node.uid, node.gid) == (meta.mode() & 0o7777, meta.uid(), meta.gid());
+fn differs(node: &Node, meta: &std::fs::Metadata, ids: &[IdMap; 2]) -> bool {
+    let owner = (present(&ids[0], node.uid), present(&ids[1], node.gid));
+    let same = (node.mode, owner) == (meta.mode() & 0o7777, (meta.uid(), meta.gid()));
     node.kind != NodeKind::Dir || !same
 }
 

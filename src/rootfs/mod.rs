@@ -13,6 +13,7 @@ use crate::oci::layer::LayerError;
 mod changes;
 mod content;
 mod housekeeping;
+mod limits;
 mod store;
 mod writer;
 

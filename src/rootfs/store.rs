@@ -15,10 +15,12 @@ use crate::oci::apply::Stack;
 use crate::oci::layer::Entry;
 use crate::oci::{Image, layer};
 
+use super::limits::{self, Lacking};
 use super::writer::Writer;
 use super::{Rootfs, RootfsError};
 
 const DEFAULT: &str = "/var/lib/slim";
+const NAME: &str = "slim";
 pub(super) const TEMPORARY: &str = ".tmp-";
 const SCHEMA: u32 = 1;
 
@@ -28,6 +30,7 @@ pub struct Store {
     /// Shared locks on the layers in use by this process.
     in_use: Mutex<Vec<File>>,
     warnings: Mutex<Vec<String>>,
+    lacking: Mutex<Lacking>,
 }
 
 /// The scratch folder of a live run; removed on drop. Locked, so that `clean` leaves it alone.
@@ -42,22 +45,31 @@ pub struct RunDir {
 #[derive(Serialize, Deserialize)]
 struct LayerIndex {
     schema: u32,
+    /// The ids of the user namespace that it was unpacked in, see [`limits::owners`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    owners: String,
+    #[serde(default)]
+    lacking: Lacking,
     entries: Vec<Entry>,
 }
 
 impl Store {
-    /// Opens or creates the store at `path` (default `/var/lib/slim`). Where it lies on overlayfs, a
-    /// tmpfs takes its place once something is to be written, and a warning says so.
+    /// Opens or creates the store at `path` (default `/var/lib/slim`, in a user namespace the user's
+    /// data folder). Where it lies on overlayfs, a tmpfs takes its place once something is to be
+    /// written, and a warning says so.
     pub fn open(path: Option<&Path>) -> Result<Self, RootfsError> {
-        let path = path.unwrap_or(Path::new(DEFAULT));
+        let path = &path.map_or_else(default_path, Path::to_owned);
         std::fs::create_dir_all(path).map_err(|e| RootfsError::io("make the store", path, e))?;
         let path = path.canonicalize().map_err(|e| RootfsError::io("open the store", path, e))?;
-        Ok(Self { path, in_use: Mutex::default(), warnings: Mutex::default() })
+        let (warnings, lacking) = (Mutex::default(), Mutex::default());
+        Ok(Self { path, in_use: Mutex::default(), warnings, lacking })
     }
 
     /// What the user should know about this store.
     pub fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().map(|w| w.clone()).unwrap_or_default()
+        let mut all = self.warnings.lock().map(|w| w.clone()).unwrap_or_default();
+        all.extend(self.lacking.lock().map(|lacking| lacking.warnings()).unwrap_or_default());
+        all
     }
 
     /// The folder of the store.
@@ -123,7 +135,10 @@ impl Store {
             new_locked(&self.folder("layers")?, TEMPORARY)?
         };
         let unpacked = fill(&temporary, image, at, stack, lowers, progress);
-        let moved = unpacked.and_then(|()| self.publish(&temporary, own, diff_id, chain, stack));
+        let moved = unpacked.and_then(|lacking| {
+            self.lack(&lacking);
+            self.publish(&temporary, own, diff_id, chain, stack)
+        });
         if moved.is_err() {
             let _ = super::housekeeping::remove_tree(&temporary);
         }
@@ -172,6 +187,7 @@ impl Store {
             }
             if next.depends() == (candidate == &chained) {
                 *stack = next;
+                self.lack(&index.lacking);
                 self.keep(used);
                 return Ok(Some(candidate.join("fs")));
             }
@@ -184,7 +200,7 @@ impl Store {
         rustix::fs::flock(&used, FlockOperation::LockShared).ok()?;
         let raw = std::fs::read(folder.join("entries.json")).ok()?;
         let index: LayerIndex = serde_json::from_slice(&raw).ok()?;
-        (index.schema == SCHEMA).then_some((index, used))
+        (index.schema == SCHEMA && index.owners == limits::owners()).then_some((index, used))
     }
 
     fn key_path(
@@ -196,6 +212,12 @@ impl Store {
         let diff = diff_id.0.hex();
         let name = if chained { format!("{diff}-{}", &chain.0.hex()[..16]) } else { diff };
         Ok(self.folder("layers")?.join(name))
+    }
+
+    fn lack(&self, more: &Lacking) {
+        if let Ok(mut lacking) = self.lacking.lock() {
+            lacking.add(more);
+        }
     }
 
     fn keep(&self, used: File) {
@@ -281,7 +303,7 @@ fn fill(
     stack: &mut Stack,
     lowers: &[PathBuf],
     progress: &dyn Fn(u64),
-) -> Result<(), RootfsError> {
+) -> Result<Lacking, RootfsError> {
     let fs = folder.join("fs");
     std::fs::create_dir(&fs).map_err(|e| RootfsError::io("make the folder", &fs, e))?;
     let mut writer = Writer::new(&fs)?;
@@ -297,13 +319,26 @@ fn fill(
         }
     }
     stream.finish()?;
-    writer.finish(stack)?;
+    let lacking = writer.finish(stack)?;
     let path = folder.join("entries.json");
-    let index = LayerIndex { schema: SCHEMA, entries };
+    let owners = limits::owners();
+    let index = LayerIndex { schema: SCHEMA, owners, lacking, entries };
     let bytes = serde_json::to_vec(&index).map_err(std::io::Error::from);
     bytes
         .and_then(|bytes| std::fs::write(&path, bytes))
-        .map_err(|e| RootfsError::io("write", &path, e))
+        .map_err(|e| RootfsError::io("write", &path, e))?;
+    Ok(index.lacking)
+}
+
+/// `/var/lib/slim`, or the user's data folder (XDG Base Directory Specification, `$XDG_DATA_HOME`).
+fn default_path() -> PathBuf {
+    if rustix::process::geteuid().is_root() && !crate::sys::userns::inside() {
+        return DEFAULT.into();
+    }
+    let folder =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
+    data.map_or_else(|| DEFAULT.into(), |data| data.join(NAME))
 }
 
 /// A new folder with a random name and a `lock` in it, held.

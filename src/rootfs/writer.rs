@@ -11,15 +11,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use crate::model::{Node, NodeKind, RootPath, Tree};
 use crate::oci::apply::{Applied, Stack};
 use crate::oci::layer::{Entry, LayerStream, Meta};
 
+use super::limits::{Lacking, Limits};
 use super::{RootfsError, content};
 
 /// A layer's folder under construction.
@@ -34,6 +33,8 @@ pub(super) struct Writer {
     /// The folder used last: entries come folder by folder.
     last: Option<(RootPath, OwnedFd)>,
     root_meta: Option<Meta>,
+    /// What a user namespace takes away.
+    limits: Limits,
 }
 
 impl Writer {
@@ -49,6 +50,7 @@ impl Writer {
             files: HashMap::new(),
             last: None,
             root_meta: None,
+            limits: Limits::here(),
         })
     }
 
@@ -69,9 +71,15 @@ impl Writer {
                 self.make_room(path)?;
                 let node = stack.tree().get(path).cloned();
                 let node = node.expect("just applied");
+                if self.limits.lacks(path, &node) {
+                    return Ok(());
+                }
                 self.create(path, &node, entry, stream)?;
                 self.files.insert(path.clone(), *inode);
                 stack.set_content(path, entry);
+            }
+            Applied::Link { path, .. } if self.limits.lacks_at(path, stack.tree()) => {
+                self.make_room(path)?;
             }
             Applied::Link { path, inode, others, from } => {
                 self.link(stack.tree(), path, *inode, others, from, lowers)?;
@@ -82,8 +90,8 @@ impl Writer {
     }
 
     /// Writes whiteouts and opaque marks, then the folders' metadata: what is made inside a folder
-    /// changes its times.
-    pub fn finish(mut self, stack: &Stack) -> Result<(), RootfsError> {
+    /// changes its times. Returns what could not be made as the layer has it.
+    pub fn finish(mut self, stack: &Stack) -> Result<Lacking, RootfsError> {
         let tree = stack.tree();
         self.prune(tree)?;
         for path in stack.cut() {
@@ -94,13 +102,8 @@ impl Writer {
                 Some(NodeKind::Dir) => {
                     self.ensure_dir(path)?;
                     let dir = self.open_dir(path)?;
-                    rustix::fs::fsetxattr(
-                        &dir,
-                        "trusted.overlay.opaque",
-                        b"y",
-                        XattrFlags::empty(),
-                    )
-                    .map_err(|e| self.error("mark as opaque", path, e))?;
+                    rustix::fs::fsetxattr(&dir, self.limits.opaque(), b"y", XattrFlags::empty())
+                        .map_err(|e| self.error("mark as opaque", path, e))?;
                 }
                 // A whiteout below something that is gone altogether would bring it back.
                 None if parent_is_dir => self.whiteout(path)?,
@@ -114,7 +117,8 @@ impl Writer {
             self.set_meta(dir.as_fd(), path, &Meta::of(node))?;
         }
         let meta = self.root_meta.clone().unwrap_or_else(Meta::implied);
-        self.set_meta(self.root.as_fd(), &RootPath::root(), &meta)
+        self.set_meta(self.root.as_fd(), &RootPath::root(), &meta)?;
+        Ok(self.limits.lacking.into_inner())
     }
 
     /// Removes names that were copied up for a link and that a whiteout of this layer then removed.
@@ -334,7 +338,7 @@ impl Writer {
         path: &RootPath,
         meta: &Meta,
     ) -> Result<(), RootfsError> {
-        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        let (uid, gid) = self.limits.owner(meta.uid, meta.gid);
         rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|e| self.error("chown", path, e))?;
         rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode))
             .map_err(|e| self.error("chmod", path, e))?;
@@ -354,7 +358,7 @@ impl Writer {
         meta: &Meta,
     ) -> Result<(), RootfsError> {
         let name = OsStr::from_bytes(path.file_name());
-        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        let (uid, gid) = self.limits.owner(meta.uid, meta.gid);
         rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| self.error("chown", path, e))?;
         let by_fd = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
@@ -380,6 +384,10 @@ impl Writer {
     ) -> Result<(), RootfsError> {
         match set {
             Ok(()) => Ok(()),
+            Err(Errno::PERM | Errno::INVAL) if self.limits.rootless => {
+                self.limits.lacking.borrow_mut().attributes += 1;
+                Ok(())
+            }
             Err(errno @ (Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL)) => {
                 tracing::warn!(%path, name, %errno, "the store's file system refuses an extended attribute");
                 Ok(())

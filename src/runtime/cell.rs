@@ -15,7 +15,7 @@ use super::cgroup::{self, Hierarchies};
 use super::helper::{Ask, Note, Request};
 use super::shim::Task;
 use super::{Ended, RuntimeError};
-use crate::sys::{passing, process};
+use crate::sys::{passing, process, userns};
 
 /// The place where a run lives: own mount and pid namespaces that die with slim, and a cgroup.
 ///
@@ -23,7 +23,7 @@ use crate::sys::{passing, process};
 pub struct Cell {
     inner: Arc<CellInner>,
     /// Tells the `slim clean` of another pid namespace that the run lives.
-    _held: std::fs::File,
+    _held: Option<std::fs::File>,
 }
 
 /// What pods share of a cell.
@@ -31,7 +31,8 @@ pub(super) struct CellInner {
     /// `slim-` and some hex digits; the name of the cgroups too.
     pub name: String,
     pub hierarchies: Hierarchies,
-    cgroup: PathBuf,
+    /// `None` without the right to make one: the pid namespace ends what it would have.
+    cgroup: Option<PathBuf>,
     helper: Pid,
     socket: OwnedFd,
     state: Mutex<State>,
@@ -48,12 +49,13 @@ struct State {
 
 impl Cell {
     /// Starts the pid-1 helper of a new pid and mount namespace and makes the run's cgroup
-    /// (`slim-<id>`, cgroup v2).
+    /// (`slim-<id>`, cgroup v2), except in a user namespace, whose root has no cgroups.
     pub fn enter() -> Result<Self, RuntimeError> {
-        let hierarchies = Hierarchies::read()
+        let rootless = userns::inside();
+        let hierarchies = if rootless { Hierarchies::seen() } else { Hierarchies::read() }
             .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
         let name = format!("{}{}", cgroup::PREFIX, random_hex());
-        let cgroup = cgroup::run_dir(&hierarchies, &name)?;
+        let cgroup = if rootless { None } else { Some(cgroup::run_dir(&hierarchies, &name)?) };
         let started = start_helper(&name);
         let (helper, socket) = started.map_err(|error| cannot_start(&error.to_string()))?;
         let inner = Arc::new(CellInner {
@@ -85,13 +87,13 @@ impl Cell {
             .map_err(|error| cannot_start(&error.to_string()))?;
         // The helper's first word has the id 0: namespaces and mounts are ready, or why not.
         inner.reply(0).map_err(|why| cannot_start(&why))?;
-        let held = cgroup::make_run(&inner.cgroup)?;
+        let held = inner.cgroup.as_deref().map(cgroup::make_run).transpose()?;
         Ok(Self { inner, _held: held })
     }
 
-    /// The run's cgroup v2 directory; leaves are made below it.
-    pub fn cgroup(&self) -> &Path {
-        &self.inner.cgroup
+    /// The run's cgroup v2 directory; leaves are made below it. `None` in a user namespace.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.inner.cgroup.as_deref()
     }
 
     pub(super) fn inner(&self) -> Arc<CellInner> {
@@ -103,7 +105,13 @@ fn cannot_start(why: &str) -> RuntimeError {
     RuntimeError::Host {
         what: "namespaces".into(),
         why: why.into(),
-        way_out: "run slim as root; inside a container that takes --privileged".into(),
+        way_out: if userns::inside() {
+            "in a container or under AppArmor users may not have what they need (procfs, mounts); \
+             run slim as root"
+        } else {
+            "run slim as root; inside a container that takes --privileged"
+        }
+        .into(),
     }
 }
 
@@ -118,6 +126,9 @@ pub(super) fn random_hex() -> String {
 
 /// Removes the cgroups of runs that have no process in any hierarchy and no live slim.
 pub(super) fn clean_cgroups() -> Result<Vec<String>, RuntimeError> {
+    if userns::inside() {
+        return Ok(Vec::new());
+    }
     let hierarchies = Hierarchies::read()
         .map_err(|source| RuntimeError::Io { what: "/proc/self/mountinfo".into(), source })?;
     let mut removed = hierarchies.empty_runs();
@@ -152,8 +163,8 @@ fn start_helper(name: &str) -> io::Result<(Pid, OwnedFd)> {
 }
 
 impl CellInner {
-    pub fn cgroup(&self) -> &Path {
-        &self.cgroup
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -215,7 +226,13 @@ impl CellInner {
         self.ask(ask, &[]).map(drop).map_err(|why| RuntimeError::Host {
             what: format!("overlay of {} layers", lowers.len()),
             why,
-            way_out: "put the store on ext4, xfs, btrfs or tmpfs with --store".into(),
+            way_out: if userns::inside() {
+                "put the store on ext4, xfs, btrfs or tmpfs with --store; without root that takes \
+                 Linux 5.11"
+            } else {
+                "put the store on ext4, xfs, btrfs or tmpfs with --store"
+            }
+            .into(),
         })
     }
 
@@ -288,13 +305,14 @@ impl CellInner {
         root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// A new leaf cgroup named after `work` (`main-1`, `exec-7`); its path and its name.
-    pub fn make_leaf(&self, work: &str) -> Result<(PathBuf, String), RuntimeError> {
+    /// A new leaf cgroup named after `work` (`main-1`, `exec-7`), if there are cgroups, and its name.
+    pub fn make_leaf(&self, work: &str) -> Result<(Option<PathBuf>, String), RuntimeError> {
         let name = format!("{work}-{}", self.counter.fetch_add(1, Ordering::Relaxed));
-        let path = self.cgroup.join(&name);
+        let Some(cgroup) = &self.cgroup else { return Ok((None, name)) };
+        let path = cgroup.join(&name);
         let what = format!("mkdir({path:?})");
         std::fs::create_dir(&path).map_err(|source| RuntimeError::Io { what, source })?;
-        Ok((path, name))
+        Ok((Some(path), name))
     }
 }
 
@@ -303,7 +321,7 @@ fn other(why: String) -> RuntimeError {
 }
 
 /// An anonymous file with this content, to be read from its start.
-fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
+pub(super) fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("slim-task", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     io::Write::write_all(&mut file, content)?;

@@ -10,6 +10,10 @@ use super::RuntimeError;
 /// The names of all run cgroups start with this.
 pub(super) const PREFIX: &str = "slim-";
 
+/// The cgroup path of a container that has none, see [`pretend`]: below the root libcontainer would
+/// ask for more files.
+pub(super) const PRETENDED: &str = "/";
+
 /// The cgroup hierarchies of this host, as mounted here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Hierarchies {
@@ -23,10 +27,15 @@ impl Hierarchies {
     /// Reads where they are. Where version 2 is nowhere (a container on a hybrid host), it is
     /// mounted out of sight, in a mount namespace of slim's own.
     pub fn read() -> io::Result<Self> {
-        let found = Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?);
+        let found = Self::seen()?;
         if found.unified.is_some() || mount_unified().is_err() {
             return Ok(found);
         }
+        Self::seen()
+    }
+
+    /// Reads where they are, as things stand.
+    pub fn seen() -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?))
     }
 
@@ -122,6 +131,28 @@ fn mount_unified() -> io::Result<()> {
     fs::create_dir_all(target)?;
     crate::sys::mount::leave_host_namespace().map_err(|error| error.source)?;
     crate::sys::mount::cgroup2(target).map_err(|error| error.source)
+}
+
+/// Covers the host's hierarchies in a mount namespace of this process's own, which may not write
+/// there, with plain files for what libcontainer insists on writing: unlike runc and crun it cannot be
+/// told to leave cgroups alone.
+pub(super) fn pretend() -> io::Result<()> {
+    const ROOT: &str = "/sys/fs/cgroup";
+    if !Path::new(ROOT).exists() {
+        return Ok(());
+    }
+    let legacy = Hierarchies::seen()?.legacy;
+    let told = |error: crate::sys::mount::MountError| {
+        io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
+    };
+    crate::sys::mount::tmpfs(Path::new(ROOT)).map_err(told)?;
+    for point in legacy.iter().filter(|point| point.starts_with(ROOT)) {
+        fs::create_dir_all(point)?;
+        for file in ["cgroup.procs", "devices.allow", "devices.deny"] {
+            fs::write(point.join(file), "")?;
+        }
+    }
+    Ok(())
 }
 
 fn no_cgroup2(why: String) -> RuntimeError {

@@ -23,8 +23,10 @@ use crate::sys::passing;
 
 /// A container, made ready; it may run, have ended, and run again on the same writable layer.
 pub(super) struct Container {
+    work: Work,
     dir: PathBuf,
-    leaf: PathBuf,
+    /// `None` where slim may not make cgroups.
+    leaf: Option<PathBuf>,
     cgroups_path: String,
     config: Value,
     starts: AtomicU32,
@@ -77,9 +79,11 @@ fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
 }
 
 /// Makes a leaf cgroup and tells the observer, before anything runs in it.
-fn observed_leaf(place: &Place<'_>, work: Work) -> Result<(PathBuf, String), RuntimeError> {
+fn observed_leaf(place: &Place<'_>, work: Work) -> Result<(Option<PathBuf>, String), RuntimeError> {
     let (leaf, name) = place.cell.make_leaf(work.name())?;
-    place.spec.observer.leaf(&leaf, work).map_err(|why| not_watched(&leaf, why))?;
+    if let Some(leaf) = &leaf {
+        place.spec.observer.leaf(leaf, work).map_err(|why| not_watched(leaf, why))?;
+    }
     Ok((leaf, name))
 }
 
@@ -121,6 +125,7 @@ impl Container {
             files_dir: &dir.join("files"),
             argv,
             init: init.as_deref(),
+            ids: spec::Ids::here().as_ref(),
         })?;
         warnings.extend(built.warnings);
         let mut config = built.spec;
@@ -128,7 +133,7 @@ impl Container {
         config["root"]["path"] = rootfs.to_string_lossy().into();
         place.engine.adapt(&mut config);
         let (starts, running) = (AtomicU32::new(0), Mutex::new(None));
-        Ok(Self { dir, leaf, cgroups_path, config, starts, running })
+        Ok(Self { work, dir, leaf, cgroups_path, config, starts, running })
     }
 
     pub fn upper(&self) -> PathBuf {
@@ -170,15 +175,15 @@ impl Container {
         };
         let confine = self.write_config(place, &start, number)?;
         stdio.give_to(self.uid());
-        let mut cgroups = vec![self.leaf.clone()];
-        if place.cell.hierarchies.is_pure() {
+        let mut cgroups: Vec<PathBuf> = self.leaf.clone().into_iter().collect();
+        if let (Some(leaf), true) = (&self.leaf, place.cell.hierarchies.is_pure()) {
             // A cgroup with processes of its own cannot hand controllers down to the container's.
-            cgroups.push(self.leaf.join("runtime"));
+            cgroups.push(leaf.join("runtime"));
         }
         let hide = place.engine.hide(&place.cell.hierarchies);
         let task = Task { cgroups, hide, work: place.engine.create(&start, confine) };
         let since = Instant::now();
-        let outcome = launch(place, &self.leaf, &task, stdio)?;
+        let outcome = launch(place, self.work, self.leaf.as_deref(), &task, stdio)?;
         let pid = match (outcome.pid, outcome.refused) {
             (_, Some(refused)) => return Ok(Err(refused)),
             (Some(pid), None) => pid,
@@ -210,7 +215,14 @@ impl Container {
         let mut config = self.config.clone();
         let confine = place.engine.watch(&mut config, place.spec.watch, place.seccomp_socket);
         if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
-            linux.insert("cgroupsPath".into(), format!("{}{number}", self.cgroups_path).into());
+            match self.leaf {
+                Some(_) => linux
+                    .insert("cgroupsPath".into(), format!("{}{number}", self.cgroups_path).into()),
+                None => match place.engine.cgroup_of_a_user() {
+                    Some(path) => linux.insert("cgroupsPath".into(), path.into()),
+                    None => linux.remove("cgroupsPath"),
+                },
+            };
         }
         let path = start.bundle.join("config.json");
         fs::write(&path, config.to_string()).map_err(io_error("write", &path))?;
@@ -255,36 +267,40 @@ impl Container {
         let process = spec::exec_process(&self.config, argv);
         let seccomp = self.config.pointer("/linux/seccomp").cloned();
         let filters = (seccomp, place.spec.watch);
-        let work = place.engine.exec(&running.start, running.pid, process, filters, &files)?;
+        let (kind, work) =
+            (work, place.engine.exec(&running.start, running.pid, process, filters, &files)?);
         let number = self.starts.load(Ordering::Relaxed);
-        let cgroups = self.exec_cgroups(place, &leaf, number);
+        let cgroups = self.exec_cgroups(place, leaf.as_deref(), number);
         let task = Task { cgroups, hide: place.engine.hide(&place.cell.hierarchies), work };
         stdio.give_to(self.uid());
         let since = Instant::now();
-        let outcome = launch(place, &leaf, &task, &stdio)?;
+        let outcome = launch(place, kind, leaf.as_deref(), &task, &stdio)?;
         drop(stdio);
         let result = match outcome.refused {
             Some(refused) => Err(refused),
-            None => finish(place, &outcome, since, timeout, &leaf, &files),
+            None => finish(place, &outcome, since, timeout, leaf.as_deref(), &files),
         };
         if !place.engine.is_embedded() && !files.with_extension("pid").exists() && result.is_ok() {
             let refused = engine::refusal(&files.with_extension("log"), "exec failed");
             return Ok(Err(Refused { code: refused.0, why: refused.1 }));
         }
-        let _ = fs::remove_dir(&leaf);
+        if let Some(leaf) = leaf {
+            let _ = fs::remove_dir(leaf);
+        }
         Ok(result)
     }
 
     /// The cgroups of an exec'd process: its own leaf first, by which it is attributed; then, for the
     /// embedded runtime, those of the container that limit it (runc and crun join them themselves).
-    fn exec_cgroups(&self, place: &Place<'_>, leaf: &Path, number: u32) -> Vec<PathBuf> {
+    fn exec_cgroups(&self, place: &Place<'_>, leaf: Option<&Path>, number: u32) -> Vec<PathBuf> {
+        let (Some(leaf), Some(own)) = (leaf, &self.leaf) else { return Vec::new() };
         let mut cgroups = vec![leaf.to_path_buf()];
         let path = format!("{}{number}", self.cgroups_path);
         if place.engine.is_embedded() {
             let dirs = place.cell.hierarchies.legacy_dirs(&path);
             cgroups.extend(dirs.into_iter().filter(|dir| dir.exists()));
             if place.cell.hierarchies.is_pure() {
-                cgroups.push(self.leaf.join(format!("c{number}")));
+                cgroups.push(own.join(format!("c{number}")));
             }
         }
         cgroups
@@ -296,14 +312,18 @@ impl Container {
             let _ = cell.kill(pid, libc::SIGKILL);
             self.wait(cell, Some(Instant::now() + Duration::from_secs(5)), &|| false);
         }
-        cgroup::kill_all(&self.leaf);
+        if let Some(leaf) = &self.leaf {
+            cgroup::kill_all(leaf);
+        }
         if let Err(error) = cell.detach(&self.dir.join("rootfs")) {
             tracing::debug!(%error, dir = ?self.dir, "the overlay stays until slim ends");
         }
         for dir in cell.hierarchies.legacy_dirs(self.cgroups_path.trim_end_matches("/c")) {
             let _ = cgroup::remove_tree(&dir);
         }
-        let _ = cgroup::remove_tree(&self.leaf);
+        if let Some(leaf) = &self.leaf {
+            let _ = cgroup::remove_tree(leaf);
+        }
     }
 }
 
@@ -317,7 +337,8 @@ struct Outcome {
 /// Starts a shim and reads its report to the end; a seccomp listener in it goes to the observer.
 fn launch(
     place: &Place<'_>,
-    leaf: &Path,
+    work: Work,
+    leaf: Option<&Path>,
     task: &Task,
     stdio: &Stdio,
 ) -> Result<Outcome, RuntimeError> {
@@ -334,8 +355,8 @@ fn launch(
             Ok(Report::Failed { code, why }) => outcome.refused = Some(Refused { code, why }),
             Ok(Report::Listener) => {
                 for listener in fds {
-                    let taken = place.spec.observer.listener(leaf, listener);
-                    taken.map_err(|why| not_watched(leaf, why))?;
+                    let taken = place.spec.observer.listener(Some(work), leaf, listener);
+                    taken.map_err(|why| not_watched(Path::new(work.name()), why))?;
                 }
             }
             Err(error) => tracing::debug!(%error, "a shim's report"),
@@ -369,7 +390,7 @@ fn finish(
     outcome: &Outcome,
     since: Instant,
     timeout: Option<Duration>,
-    leaf: &Path,
+    leaf: Option<&Path>,
     files: &Path,
 ) -> Result<Ended, Refused> {
     let deadline = timeout.map(|timeout| since + timeout);
@@ -381,7 +402,9 @@ fn finish(
     if let Some(pid) = pid {
         let _ = place.cell.kill(pid, libc::SIGKILL);
     }
-    cgroup::kill_all(leaf);
+    if let Some(leaf) = leaf {
+        cgroup::kill_all(leaf);
+    }
     place.cell.wait(outcome.shim, since, None, &|| false);
     Ok(Ended::Killed(libc::SIGKILL))
 }

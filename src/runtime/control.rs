@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -22,7 +22,7 @@ use super::pod::PodInner;
 use super::shim::CANNOT_CREATE;
 use super::stdio::{Stdio, pipe};
 use super::{Ended, RuntimeError, Work};
-use crate::sys::passing;
+use crate::sys::{passing, userns};
 
 /// The hidden commands behind SLIM_EXEC and SLIM_RUN.
 pub(super) const HIDDEN_EXEC: &str = "__exec";
@@ -52,20 +52,32 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
 }
 
 /// The folder of the sockets of live runs: `/run/slim`, or one of the user's own.
+///
+/// # Errors
+/// Also if somebody else made it: /tmp is anybody's.
 pub(super) fn socket_dir() -> Result<PathBuf, RuntimeError> {
     let dir = dir_name();
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(io_error(format!("mkdir({dir:?})")))?;
+    let found = fs::symlink_metadata(&dir).map_err(io_error(format!("stat({dir:?})")))?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(RuntimeError::Host {
+            what: format!("the folder of sockets {}", dir.display()),
+            why: "it belongs to another user".into(),
+            way_out: "set XDG_RUNTIME_DIR to a folder of yours".into(),
+        });
+    }
     Ok(dir)
 }
 
+/// The same in slim's user namespace and, for the clients of the script, outside it.
 fn dir_name() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
+    if userns::user() == 0 {
         return "/run/slim".into();
     }
     match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir).join("slim"),
-        None => format!("/tmp/slim-{}", rustix::process::geteuid().as_raw()).into(),
+        None => format!("/tmp/slim-{}", userns::user()).into(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::cgroup::Hierarchies;
+use super::cgroup::{self, Hierarchies};
 use super::shim::{CANNOT_CREATE, Confine, TaskWork};
 use super::{RuntimeError, RuntimeKind};
 use crate::seccomp::Watch;
@@ -105,6 +105,12 @@ impl Engine {
         Some(Confine { watch, seccomp, capabilities: take("process", "capabilities") })
     }
 
+    /// The cgroup of a container of a user who has none. Without a path runc and crun make do; the
+    /// embedded runtime cannot, see [`cgroup::pretend`].
+    pub fn cgroup_of_a_user(&self) -> Option<&'static str> {
+        self.is_embedded().then_some(cgroup::PRETENDED)
+    }
+
     /// Mount points that the runtime must not see.
     pub fn hide(&self, hierarchies: &Hierarchies) -> Vec<PathBuf> {
         let mixed = self.kind == RuntimeKind::Crun && !hierarchies.is_pure();
@@ -158,6 +164,9 @@ impl Engine {
         let mut argv: Vec<OsString> = vec![self.program.clone().into(), "--root".into()];
         argv.extend([start.state.clone().into(), "--log".into(), log.into()]);
         argv.extend(["--log-format", "json"].map(OsString::from));
+        if self.kind == RuntimeKind::Crun && crate::sys::userns::inside() {
+            argv.push("--cgroup-manager=disabled".into());
+        }
         argv
     }
 }

@@ -26,11 +26,15 @@ pub(super) struct Doorman {
 impl Doorman {
     /// Listens at `path`. Whose a listener is, the cgroup of the runtime that sends it tells: a leaf
     /// below `cgroup`.
-    pub fn start(path: PathBuf, cgroup: &Path, observer: Arc<dyn Observer>) -> io::Result<Self> {
+    pub fn start(
+        path: PathBuf,
+        cgroup: Option<&Path>,
+        observer: Arc<dyn Observer>,
+    ) -> io::Result<Self> {
         let _ = fs::remove_file(&path);
         let socket = UnixListener::bind(&path)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, cgroup) = (Arc::clone(&stop), cgroup.to_owned());
+        let (stopped, cgroup) = (Arc::clone(&stop), cgroup.map(Path::to_owned));
         let thread = std::thread::Builder::new().name("seccomp".into()).spawn(move || {
             while !stopped.load(Ordering::SeqCst) {
                 let mut fds = [PollFd::new(&socket, PollFlags::IN)];
@@ -38,7 +42,9 @@ impl Doorman {
                 if !poll(&mut fds, patience.as_ref()).is_ok_and(|count| count > 0) {
                     continue;
                 }
-                let taken = socket.accept().and_then(|(peer, _)| take(&peer, &cgroup, &*observer));
+                let taken = socket
+                    .accept()
+                    .and_then(|(peer, _)| take(&peer, cgroup.as_deref(), &*observer));
                 if let Err(error) = taken {
                     tracing::warn!(%error, "a seccomp listener could not be taken over");
                 }
@@ -62,14 +68,13 @@ impl Drop for Doorman {
     }
 }
 
-fn take(peer: &UnixStream, cgroup: &Path, observer: &dyn Observer) -> io::Result<()> {
+fn take(peer: &UnixStream, cgroup: Option<&Path>, observer: &dyn Observer) -> io::Result<()> {
     let credentials = rustix::net::sockopt::socket_peercred(peer)?;
     // a runtime that is gone already leaves it to the recorder to find out from the first call
-    let leaf = leaf_of(credentials.pid.as_raw_nonzero().get(), cgroup);
-    let leaf = leaf.unwrap_or_else(|| cgroup.to_owned());
+    let leaf = cgroup.and_then(|run| leaf_of(credentials.pid.as_raw_nonzero().get(), run));
     let (_, fds) = passing::receive(peer)?.unwrap_or_default();
     let listener: OwnedFd = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
-    observer.listener(&leaf, listener).map_err(io::Error::other)
+    observer.listener(None, leaf.as_deref(), listener).map_err(io::Error::other)
 }
 
 /// The leaf below `cgroup` in which a process is, by /proc.

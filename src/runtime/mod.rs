@@ -26,6 +26,7 @@ mod helper;
 mod listener;
 mod pod;
 mod probe;
+mod rootless;
 mod shim;
 mod stdio;
 mod tenant;
@@ -33,8 +34,9 @@ mod tenant;
 pub use cell::Cell;
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
-pub use probe::probe;
+pub use probe::{probe, unified};
 pub use ready::parse_ready;
+pub use rootless::{enter_user_namespace, leave_user_namespace, rootless_warnings};
 pub use script::check_script;
 
 /// Why a container or a script could not be run.
@@ -137,9 +139,15 @@ pub trait Observer: Send + Sync {
     fn mounted(&self, root: &Path) -> Result<(), String>;
     /// A leaf cgroup was made (below [`Cell::cgroup`]) for this work.
     fn leaf(&self, cgroup: &Path, work: Work) -> Result<(), String>;
-    /// Processes in a leaf run under the filter that [`PodSpec::watch`] asks for; this is its listener.
-    /// Their calls wait until it is served.
-    fn listener(&self, _cgroup: &Path, _listener: OwnedFd) -> Result<(), String> {
+    /// Processes of some work run under the filter that [`PodSpec::watch`] asks for; this is its
+    /// listener. Their calls wait until it is served. runc and crun do not say which work it is: then
+    /// the cgroup tells, a leaf or the run's.
+    fn listener(
+        &self,
+        _work: Option<Work>,
+        _cgroup: Option<&Path>,
+        _listener: OwnedFd,
+    ) -> Result<(), String> {
         Err("nobody serves seccomp listeners".to_owned())
     }
 }
@@ -217,11 +225,19 @@ pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     spec::mount_points(options)
 }
 
+/// True if slim runs as an ordinary user, in a user namespace of its own.
+pub fn in_user_namespace() -> bool {
+    rootless::outside().is_some()
+}
+
 /// Early check of what an image has no say in, so that a typo costs no unpacking.
 ///
 /// # Errors
-/// For a stop signal that is none.
+/// For a stop signal that is none, and for limits without the right to make cgroups.
 pub fn check_options(options: &RunOptions) -> Result<(), RuntimeError> {
+    if crate::sys::userns::inside() {
+        spec::refuse_limits(options)?;
+    }
     match options.stop_signal.as_deref() {
         Some(name) if spec::signal_number(name).is_none() => Err(RuntimeError::Option {
             option: "--stop-signal".into(),

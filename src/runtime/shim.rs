@@ -23,9 +23,11 @@ use libcontainer::workload::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::cgroup::Hierarchies;
 use super::tenant;
 use crate::seccomp::Watch;
-use crate::sys::{mount, process, signals};
+use crate::sys::devices::{self, DeviceKind, DeviceRule};
+use crate::sys::{mount, process, signals, userns};
 
 /// What a shim is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -130,8 +132,14 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     // slim's groups; Docker's containers have this umask.
     signals::reset().map_err(|error| format!("signals: {error}"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    if !userns::setgroups_denied() {
+        nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
+    }
     hide(&task.hide)?;
+    if userns::inside() && matches!(task.work, TaskWork::Create { .. }) {
+        own_mounts()?;
+        super::cgroup::pretend().map_err(|error| format!("cgroups: {error}"))?;
+    }
     match task.work {
         TaskWork::Create { id, bundle, state, console, confine } => {
             let executor = Exec { report: report.clone(), home: Rc::default(), confine };
@@ -167,11 +175,23 @@ fn hide(points: &[PathBuf]) -> Result<(), String> {
     if points.is_empty() {
         return Ok(());
     }
+    own_mounts()?;
+    // In a user namespace the host's mounts cannot be taken away, but covered.
+    let away = |point: &PathBuf| match userns::inside() {
+        true => mount::tmpfs(point),
+        false => mount::detach(point),
+    };
+    points.iter().try_for_each(|point| away(point).map_err(told))
+}
+
+fn told(error: mount::MountError) -> String {
+    format!("{error}: {}", error.source)
+}
+
+fn own_mounts() -> Result<(), String> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
         .map_err(|error| format!("unshare(CLONE_NEWNS): {error}"))?;
-    let told = |error: mount::MountError| format!("{error}: {}", error.source);
-    mount::make_all_private().map_err(told)?;
-    points.iter().try_for_each(|point| mount::detach(point).map_err(told))
+    mount::make_all_private().map_err(told)
 }
 
 fn become_program(argv: &[OsString], env: &[String]) -> String {
@@ -204,8 +224,52 @@ fn create(
     let mut container = build().map_err(|error| chain(&error))?;
     let pid = container.pid().ok_or("libcontainer names no pid")?;
     report.say(&Report::Pid(pid.as_raw()));
+    confine_devices(bundle)?;
     container.start().map_err(|error| chain(&error))?;
     Ok(0)
+}
+
+/// Lets the container use the devices that its configuration names. libcontainer, as built here, does
+/// that by the controller of cgroup v1 only. Nobody has this right in a user namespace, where the
+/// kernel lets no device node be made either.
+fn confine_devices(bundle: &Path) -> Result<(), String> {
+    let told = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    let hierarchies = Hierarchies::read().map_err(|error| told("mountinfo", &error))?;
+    let Some(root) = hierarchies.unified.as_ref().filter(|_| hierarchies.is_pure()) else {
+        return Ok(());
+    };
+    let path = bundle.join("config.json");
+    let text = std::fs::read(&path).map_err(|error| told("config.json", &error))?;
+    let config: Value = serde_json::from_slice(&text).map_err(|e| told("config.json", &e))?;
+    let group = config.pointer("/linux/cgroupsPath").and_then(Value::as_str).unwrap_or_default();
+    let rules = config.pointer("/linux/resources/devices").and_then(Value::as_array);
+    let rules: Vec<DeviceRule> = rules.into_iter().flatten().map(device_rule).collect();
+    match devices::confine(&root.join(group.trim_start_matches('/')), &rules) {
+        Err(error) if !userns::inside() => Err(told("device rules", &error)),
+        _ => Ok(()),
+    }
+}
+
+/// A rule of the runtime configuration as the kernel is told it.
+fn device_rule(rule: &Value) -> DeviceRule {
+    let number = |key: &str| {
+        let number = rule.get(key).and_then(Value::as_i64);
+        number.and_then(|number| u32::try_from(number).ok()) // -1 is any
+    };
+    let letters = rule.get("access").and_then(Value::as_str).unwrap_or("rwm");
+    let access = [('m', devices::MKNOD), ('r', devices::READ), ('w', devices::WRITE)];
+    let access = access.iter().filter(|(letter, _)| letters.contains(*letter));
+    DeviceRule {
+        allow: rule.get("allow").and_then(Value::as_bool).unwrap_or(false),
+        kind: match rule.get("type").and_then(Value::as_str) {
+            Some("b") => Some(DeviceKind::Block),
+            Some("c" | "u") => Some(DeviceKind::Char),
+            _ => None,
+        },
+        major: number("major"),
+        minor: number("minor"),
+        access: access.map(|(_, bit)| bit).sum(),
+    }
 }
 
 /// An error with its causes, in one line.

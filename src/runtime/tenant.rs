@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::shim::{CANNOT_CREATE, Confine, Report, Reporter};
 use crate::seccomp::Watch;
-use crate::sys::{passing, process, seccomp};
+use crate::sys::{passing, process, seccomp, userns};
 
 /// Runs `process` in the namespaces of `pid` and returns its exit code (128 + n for signal n).
 pub(super) fn run(
@@ -117,7 +117,10 @@ fn prepare(spaces: &Spaces, process: &Process) -> Result<(), String> {
     rustix::process::chdir(cwd).map_err(|error| format!("chdir({cwd:?}): {error}"))?;
     let groups: Vec<Gid> =
         user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
-    nix::unistd::setgroups(&groups).map_err(|error| format!("setgroups({groups:?}): {error}"))?;
+    if !groups.is_empty() || !userns::setgroups_denied() {
+        nix::unistd::setgroups(&groups)
+            .map_err(|error| format!("setgroups({groups:?}): {error}"))?;
+    }
     become_user(user.uid(), user.gid())?;
     capabilities::reset_effective(syscall.as_ref())
         .map_err(|error| format!("capabilities: {error}"))?;

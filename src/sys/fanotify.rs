@@ -73,22 +73,24 @@ impl Group {
     /// `FAN_MARK_IGNORE_SURV | FAN_MARK_EVICTABLE`: Linux 6.0; before that the legacy ignored mask.
     /// Only what was seen is ignored, so that a plain open does not hide a later exec.
     pub fn ignore(&self, fd: BorrowedFd<'_>, seen: Seen) -> io::Result<()> {
-        let mut mask = MaskFlags::empty();
-        mask.set(MaskFlags::FAN_OPEN, seen.open);
-        mask.set(MaskFlags::FAN_OPEN_EXEC, seen.exec);
-        mask.set(MaskFlags::FAN_ONDIR, seen.dir); // ENOTDIR on anything else
-        let flags = MarkFlags::FAN_MARK_ADD
-            | MarkFlags::FAN_MARK_IGNORE_SURV
-            | MarkFlags::FAN_MARK_EVICTABLE;
-        match self.group.mark(flags, mask, fd, None::<&Path>) {
-            Err(Errno::EINVAL) => {
+        match self.ignore_evictable(fd, seen) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 let flags = MarkFlags::FAN_MARK_ADD
                     | MarkFlags::FAN_MARK_IGNORED_MASK
                     | MarkFlags::FAN_MARK_IGNORED_SURV_MODIFY;
-                Ok(self.group.mark(flags, mask - MaskFlags::FAN_ONDIR, fd, None::<&Path>)?)
+                let mask = ignored(seen) - MaskFlags::FAN_ONDIR;
+                Ok(self.group.mark(flags, mask, fd, None::<&Path>)?)
             }
-            other => Ok(other?),
+            other => other,
         }
+    }
+
+    /// As [`Self::ignore`], by a mark that does not keep the inode in memory, or not at all.
+    pub fn ignore_evictable(&self, fd: BorrowedFd<'_>, seen: Seen) -> io::Result<()> {
+        let flags = MarkFlags::FAN_MARK_ADD
+            | MarkFlags::FAN_MARK_IGNORE_SURV
+            | MarkFlags::FAN_MARK_EVICTABLE;
+        Ok(self.group.mark(flags, ignored(seen), fd, None::<&Path>)?)
     }
 
     /// The next events; none if the queue is empty.
@@ -107,6 +109,14 @@ impl AsFd for Group {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.group.as_fd()
     }
+}
+
+fn ignored(seen: Seen) -> MaskFlags {
+    let mut mask = MaskFlags::empty();
+    mask.set(MaskFlags::FAN_OPEN, seen.open);
+    mask.set(MaskFlags::FAN_OPEN_EXEC, seen.exec);
+    mask.set(MaskFlags::FAN_ONDIR, seen.dir); // ENOTDIR on anything else
+    mask
 }
 
 /// The parts of an event.

@@ -7,11 +7,15 @@
 
 pub mod bpf;
 pub mod child;
+pub mod devices;
 pub mod fanotify;
 pub mod mount;
 pub mod netns;
 pub mod packet;
 pub mod passing;
+pub mod perf;
+pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod signals;
+pub mod userns;

@@ -16,6 +16,8 @@ use rustix::mount::{
     UnmountFlags,
 };
 
+use super::userns;
+
 /// A mount call that failed, as strace would print it.
 #[derive(Debug, thiserror::Error)]
 #[error("{call}")]
@@ -35,6 +37,31 @@ fn failed<T>(result: std::result::Result<T, Errno>, call: impl FnOnce() -> Strin
 pub fn make_all_private() -> Result<()> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     failed(rustix::mount::mount_change("/", flags), || "mount(\"/\", MS_REC|MS_PRIVATE)".into())
+}
+
+/// Runs `work` on a thread in a mount namespace of its own, whose mounts show nowhere else and end
+/// with it.
+///
+/// `unshare(2)` with `CLONE_NEWNS`: `CAP_SYS_ADMIN`.
+pub fn in_private<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|errno| {
+                MountError { call: "unshare(CLONE_NEWNS)".into(), source: errno.into() }
+            })?;
+            make_all_private()?;
+            Ok(work())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Mounts the file system of tracepoints at `target`. `CONFIG_TRACING`; Linux 4.1.
+pub fn tracefs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("tracefs", target, "tracefs", flags, None), || {
+        format!("mount(\"tracefs\", {target:?}, \"tracefs\")")
+    })
 }
 
 /// The mount namespace that this process was started in, once it has left it.
@@ -82,6 +109,14 @@ pub fn proc(target: &Path) -> Result<()> {
     failed(result, || format!("mount(\"proc\", {target:?}, \"proc\")"))
 }
 
+/// Mounts an empty tmpfs at `target`.
+pub fn tmpfs(target: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    failed(rustix::mount::mount("slim", target, "tmpfs", flags, Some(c"mode=0755")), || {
+        format!("mount(\"slim\", {target:?}, \"tmpfs\")")
+    })
+}
+
 /// Binds what `source` is open on (a namespace, a file, a directory) at `target`.
 pub fn bind_fd(source: BorrowedFd<'_>, target: &Path) -> Result<()> {
     let path = fd_path(source);
@@ -104,7 +139,9 @@ pub fn detach(target: &Path) -> Result<()> {
 /// numbers, relative to `/proc/self/fd`, keep that string short: some 600 layers.
 ///
 /// `index`, `redirect_dir` and `metacopy` are off: a second hard-link name must raise its own
-/// fanotify event, and the upper directory must name every change plainly.
+/// fanotify event, and the upper directory must name every change plainly. In a user namespace the
+/// overlay's own marks are `user.overlay.` attributes (`userxattr`, Linux 5.11): the others are the
+/// host's root's.
 pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -118,11 +155,20 @@ pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> 
     }
 }
 
-const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
+/// `redirect_dir=off` still follows redirects that are there, which `userxattr` refuses.
+fn common_options() -> [(&'static str, &'static str); 3] {
+    let redirect = if userns::inside() { "nofollow" } else { "off" };
+    [("index", "off"), ("redirect_dir", redirect), ("metacopy", "off")]
+}
 
-/// A kernel before 6.5 does not know `lowerdir+` (EINVAL), one before 5.2 not fsopen.
+const USER_XATTR: &str = "userxattr";
+
+/// True if the kernel may only not know the way: one before 5.2 has no fsopen, and one before 6.5 no
+/// `lowerdir+`. That one takes any option, and refuses the whole (EINVAL) when the mount is created; as
+/// a layer that cannot be does, on any kernel, so the other way is to be asked then.
 fn is_too_old(error: &MountError) -> bool {
-    error.call.contains("lowerdir+") && error.source.raw_os_error() == Some(libc::EINVAL)
+    let refused = error.source.raw_os_error() == Some(libc::EINVAL);
+    error.call.starts_with("fsconfig") && refused
         || error.call.starts_with("fsopen") && error.source.raw_os_error() == Some(libc::ENOSYS)
 }
 
@@ -140,8 +186,13 @@ fn overlay_by_fsconfig(
             format!("fsconfig(\"{key}\", {value:?})")
         })
     };
-    for (key, value) in OPTIONS {
+    for (key, value) in common_options() {
         set(key, value.as_ref())?;
+    }
+    if userns::inside() {
+        failed(rustix::mount::fsconfig_set_flag(fs.as_fd(), USER_XATTR), || {
+            format!("fsconfig(\"{USER_XATTR}\")")
+        })?;
     }
     // The kernel wants the topmost layer first.
     for lower in lowers.iter().rev() {
@@ -175,8 +226,11 @@ fn overlay_by_mount(
         upper.as_raw_fd(),
         work.as_raw_fd()
     );
-    for (key, value) in OPTIONS {
+    for (key, value) in common_options() {
         write!(options, ",{key}={value}").expect("a string takes all");
+    }
+    if userns::inside() {
+        write!(options, ",{USER_XATTR}").expect("a string takes all");
     }
     let before = std::env::current_dir().ok();
     let target = std::path::absolute(target).unwrap_or_else(|_| target.to_path_buf());
@@ -193,4 +247,35 @@ fn overlay_by_mount(
 /// The path by which this process reaches what `fd` is open on.
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way of kernels before 6.5, which this machine's kernel takes as well.
+    #[test]
+    fn the_older_way_mounts_an_overlay_too() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // mounting is for root
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mounted = in_private(|| {
+            tmpfs(dir.path())?;
+            for name in ["one", "two", "upper", "work", "root"] {
+                std::fs::create_dir(at(name)).unwrap();
+            }
+            for (file, text) in [("one/a", "one"), ("two/a", "two"), ("one/b", "one")] {
+                std::fs::write(at(file), text).unwrap();
+            }
+            let open = |name: &str| -> OwnedFd { std::fs::File::open(at(name)).unwrap().into() };
+            let lowers = [open("one"), open("two")];
+            overlay_by_mount(&lowers, &open("upper"), &open("work"), &at("root"))?;
+            let read = |name: &str| std::fs::read_to_string(at("root").join(name)).unwrap();
+            Ok::<_, MountError>((read("a"), read("b")))
+        });
+        let mounted = mounted.unwrap().map_err(|error| format!("{error}: {}", error.source));
+        assert_eq!(mounted.unwrap(), ("two".to_owned(), "one".to_owned()));
+    }
 }

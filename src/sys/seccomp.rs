@@ -107,7 +107,7 @@ impl Listener {
         Self(fd)
     }
 
-    /// The next call; `None` if its thread died meanwhile. Waits if there is none: poll before.
+    /// The next call; `None` if a signal took it back meanwhile or its thread died. Waits if there is none: poll before.
     pub fn receive(&self) -> io::Result<Option<Notice>> {
         // SAFETY: all fields are integers, and the kernel demands that they be zero.
         let mut raw: libc::seccomp_notif = unsafe { std::mem::zeroed() };
@@ -162,6 +162,23 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Lets the calling thread run before all others, or as early as this process may ask for.
+///
+/// A signal that comes between a call's notification and its receipt ends the call with EINTR, also
+/// one that never fails so (`SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` holds from the receipt on): the
+/// sooner it is received, the better. `sched_setscheduler(2)`: `CAP_SYS_NICE`.
+pub fn be_prompt() {
+    let priority = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the kernel reads `priority` during the call; 0 is the calling thread. setpriority takes
+    // its arguments by value.
+    unsafe {
+        if libc::sched_setscheduler(0, policy, &raw const priority) != 0 {
+            libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+        }
     }
 }
 

@@ -16,24 +16,9 @@ use slim::runtime::{
     Work,
 };
 
-/// False, with the reason on stderr, if the host lacks something; `CI` turns that into a failure.
-fn have_what_it_takes() -> bool {
-    let busybox = Command::new("busybox").arg("true").status().is_ok_and(|s| s.success());
-    let missing = [
-        (!rustix::process::geteuid().is_root()).then_some("root"),
-        (!busybox).then_some("busybox (static)"),
-    ];
-    let Some(why) = missing.into_iter().flatten().next() else { return true };
-    assert!(std::env::var_os("CI").is_none(), "would skip: needs {why}");
-    eprintln!("SKIP: needs {why}");
-    false
-}
+use crate::support::{Need, have};
 
-fn have(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    assert!(found || std::env::var_os("CI").is_none(), "would skip: needs {program}");
-    found
-}
+const NEEDS: [Need; 2] = [Need::Root, Need::Program("busybox")];
 
 /// Writes down what the runtime tells an observer.
 #[derive(Default)]
@@ -248,70 +233,70 @@ fn check_fresh_containers(kind: RuntimeKind, name: &str) {
 
 #[test]
 fn a_container_runs_and_restarts() {
-    if have_what_it_takes() {
+    if have(&NEEDS) {
         check_a_run(RuntimeKind::Embedded, "run");
     }
 }
 
 #[test]
 fn a_container_runs_and_restarts_under_runc() {
-    if have_what_it_takes() && have("runc") {
+    if have(&NEEDS) && have(&[Need::Program("runc")]) {
         check_a_run(RuntimeKind::Runc, "runc");
     }
 }
 
 #[test]
 fn a_container_runs_and_restarts_under_crun() {
-    if have_what_it_takes() && have("crun") {
+    if have(&NEEDS) && have(&[Need::Program("crun")]) {
         check_a_run(RuntimeKind::Crun, "crun");
     }
 }
 
 #[test]
 fn exec_has_the_semantics_of_docker_exec() {
-    if have_what_it_takes() {
+    if have(&NEEDS) {
         check_exec(RuntimeKind::Embedded, "exec");
     }
 }
 
 #[test]
 fn exec_has_the_semantics_of_docker_exec_under_runc() {
-    if have_what_it_takes() && have("runc") {
+    if have(&NEEDS) && have(&[Need::Program("runc")]) {
         check_exec(RuntimeKind::Runc, "execrunc");
     }
 }
 
 #[test]
 fn exec_has_the_semantics_of_docker_exec_under_crun() {
-    if have_what_it_takes() && have("crun") {
+    if have(&NEEDS) && have(&[Need::Program("crun")]) {
         check_exec(RuntimeKind::Crun, "execcrun");
     }
 }
 
 #[test]
 fn a_fresh_container_has_the_semantics_of_docker_run() {
-    if have_what_it_takes() {
+    if have(&NEEDS) {
         check_fresh_containers(RuntimeKind::Embedded, "fresh");
     }
 }
 
 #[test]
 fn a_fresh_container_has_the_semantics_of_docker_run_under_runc() {
-    if have_what_it_takes() && have("runc") {
+    if have(&NEEDS) && have(&[Need::Program("runc")]) {
         check_fresh_containers(RuntimeKind::Runc, "freshrunc");
     }
 }
 
 #[test]
 fn a_fresh_container_has_the_semantics_of_docker_run_under_crun() {
-    if have_what_it_takes() && have("crun") {
+    if have(&NEEDS) && have(&[Need::Program("crun")]) {
         check_fresh_containers(RuntimeKind::Crun, "freshcrun");
     }
 }
 
 #[test]
 fn the_stop_signal_is_sent_and_after_the_timeout_sigkill() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let fixture = Fixture::new();
@@ -338,7 +323,7 @@ fn the_stop_signal_is_sent_and_after_the_timeout_sigkill() {
 
 #[test]
 fn health_checks_run_and_are_timed() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let fixture = Fixture::new();
@@ -368,7 +353,7 @@ fn health_checks_run_and_are_timed() {
 
 #[test]
 fn an_entrypoint_that_is_not_there_is_told() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let fixture = Fixture::new();
@@ -381,7 +366,7 @@ fn an_entrypoint_that_is_not_there_is_told() {
 
 #[test]
 fn a_terminal_is_given_and_its_output_logged() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     for (kind, name) in [(RuntimeKind::Embedded, "tty"), (RuntimeKind::Runc, "ttyrunc")] {
@@ -401,7 +386,7 @@ fn a_terminal_is_given_and_its_output_logged() {
 
 #[test]
 fn stdin_is_held_open_with_i_and_empty_without() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let fixture = Fixture::new();
@@ -420,7 +405,7 @@ fn stdin_is_held_open_with_i_and_empty_without() {
 
 #[test]
 fn a_user_who_is_not_root_may_open_dev_stdout() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let fixture = Fixture::new();
@@ -437,7 +422,7 @@ fn a_user_who_is_not_root_may_open_dev_stdout() {
 
 #[test]
 fn an_overlay_of_240_layers_mounts() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let fixture = Fixture::new();
@@ -460,7 +445,7 @@ fn an_overlay_of_240_layers_mounts() {
 
 #[test]
 fn two_pods_live_side_by_side() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let (one, other) = (Fixture::new(), Fixture::new());
@@ -474,7 +459,8 @@ fn two_pods_live_side_by_side() {
         let output = call(pod, "SLIM_EXEC", &["sh", "-c", "> /tmp/mine; echo /tmp/*"], "");
         assert_eq!(text(&output.stdout), "/tmp/mine\n");
     }
-    let cgroups = [one.cell.cgroup().to_path_buf(), other.cell.cgroup().to_path_buf()];
+    let cgroups =
+        [one.cell.cgroup().unwrap().to_path_buf(), other.cell.cgroup().unwrap().to_path_buf()];
     pods.into_iter().for_each(Pod::destroy);
     drop((one, other));
     for cgroup in cgroups {
@@ -494,7 +480,7 @@ fn a_pod_that_waits_to_be_killed() {
         scope.spawn(|| call(&pod, "SLIM_EXEC", &["sh", "-c", background], ""));
         std::thread::sleep(Duration::from_millis(500));
         let known: BTreeMap<&str, String> = [
-            ("cgroup", fixture.cell.cgroup().to_string_lossy().into_owned()),
+            ("cgroup", fixture.cell.cgroup().unwrap().to_string_lossy().into_owned()),
             ("dir", fixture.dir.path().to_string_lossy().into_owned()),
         ]
         .into();
@@ -507,7 +493,7 @@ fn a_pod_that_waits_to_be_killed() {
 
 #[test]
 fn nothing_outlives_a_killed_slim() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -548,7 +534,7 @@ fn nothing_outlives_a_killed_slim() {
 /// Whatever slim is at, from its first instant to a pod with an exec in it.
 #[test]
 fn nothing_outlives_a_slim_killed_at_any_moment() {
-    if !have_what_it_takes() {
+    if !have(&NEEDS) {
         return;
     }
     let rounds = std::env::var("SLIM_TEST_KILLS").map_or(8, |text| text.parse().unwrap());

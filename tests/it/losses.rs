@@ -1,6 +1,6 @@
 //! Report-once, losses and verification on real containers, from outside.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -11,16 +11,22 @@ use crate::support::{Need, SERVICE, have, json, outcome, sh, slim};
 /// An image with a static program in it that does what a recorder cannot follow.
 fn place_with_probe() -> Place {
     let place = Place::new(&SERVICE);
-    let (source, built) = ("tests/it/losses/probe.c", place.path().join("probe"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let built = built.to_str().unwrap();
-    sh("cc", &["-static", "-O1", "-o", built, source.to_str().unwrap()]);
+    let built = probe(place.path());
     let image = format!("{}:latest", place.path().join("image").display());
-    sh("umoci", &["insert", "--image", &image, built, "/usr/bin/probe"]);
+    sh("umoci", &["insert", "--image", &image, built.to_str().unwrap(), "/usr/bin/probe"]);
     place
 }
 
-fn kinds(summary: &Value) -> Vec<&str> {
+/// Builds that program into a folder.
+pub fn probe(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/losses/probe.c");
+    let built = folder.join("probe");
+    sh("cc", &["-static", "-O1", "-o", built.to_str().unwrap(), source.to_str().unwrap()]);
+    built
+}
+
+/// Which kinds of loss a run has.
+pub fn kinds(summary: &Value) -> Vec<&str> {
     let losses = summary["losses"].as_array().unwrap();
     losses.iter().map(|loss| loss["kind"].as_str().unwrap()).collect()
 }
@@ -68,6 +74,48 @@ fn an_incomplete_record_is_marked_in_every_output() {
         let (got, said) = outcome(&command.args(args).output().unwrap());
         assert_eq!(got, code, "{said}");
     }
+}
+
+/// slim's own process, seen from the script, and a way to keep it from reading for a while.
+pub const SLIM: &str = "slim=$(sed -n 's/^PPid:\\t//p' /proc/$PPID/status)";
+
+/// Ways to make a recorder lose something, by the kind of loss: what the script does.
+const INJECTED: &[(&str, &str)] = &[
+    ("unknown_syscall", "$SLIM_EXEC probe unknown"),
+    ("string_cut", "$SLIM_EXEC probe deep"),
+    ("string_fault", "$SLIM_EXEC probe vanish"),
+    ("directory_unknown", "$SLIM_EXEC probe closed"),
+    (
+        "ring_full",
+        "exec 3< <($SLIM_EXEC probe later 500 flood 200000); read -u 3\n\
+         kill -STOP $slim; read -t 60 -u 3; kill -CONT $slim; [ \"$REPLY\" = done ]",
+    ),
+    (
+        "fanotify_read",
+        "exec 3< <($SLIM_EXEC probe later 500 open /srv/data/statted); read -u 3\n\
+         prlimit --pid $slim --nofile=1:; sleep 2; prlimit --pid $slim --nofile=20000:; cat <&3",
+    ),
+];
+
+/// Every loss that is made on purpose is found: run by run, in turn, as many as `SLIM_LOSSES` says.
+#[test]
+fn every_injected_loss_marks_its_run() {
+    if !have(&NEEDS) || !have(&[Need::Program("cc"), Need::Program("prlimit")]) {
+        return;
+    }
+    let place = place_with_probe();
+    let runs = std::env::var("SLIM_LOSSES").map_or(INJECTED.len(), |n| n.parse().unwrap());
+    let mut marked = 0;
+    for (kind, text) in INJECTED.iter().cycle().take(runs) {
+        let args = ["--no-restart", "--no-verify"];
+        let (code, said) = place.trace(&args, &format!("{SLIM}\n{text}"));
+        let summary = json(&place.out("summary.json"));
+        let found = code == 7 && summary["complete"] == false && kinds(&summary).contains(kind);
+        assert!(found, "{kind}, after {marked} runs: {code}, {summary}: {said}");
+        assert!(!place.out("image.tar").exists(), "{kind}");
+        marked += 1;
+    }
+    println!("{marked} of {runs} runs with an injected loss are marked");
 }
 
 /// Opens of the application that a recorder which silences too early would not see.

@@ -2,14 +2,19 @@
 
 mod cli;
 mod container;
+mod doctor;
 mod images;
 mod images_corpus;
+mod kernels;
 mod layering;
 mod losses;
 mod main_job;
+mod matrix;
 mod network;
 mod options;
 mod record;
+mod rootless;
 mod script;
 mod seccomp;
+mod storms;
 mod support;

@@ -10,17 +10,9 @@ use slim::runtime::net::PodNet;
 use slim::runtime::ready::listening;
 use slim::sys::netns;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::support::{Need, have};
 
-/// False, and said on stderr, without the privilege; a failure where `CI` is set.
-fn privileged() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "would skip: not root");
-    if !root {
-        eprintln!("SKIP: network namespaces need root");
-    }
-    root
-}
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn pod(ports: &[&str]) -> PodNet {
     let parse = |text: &&str| {
@@ -62,7 +54,7 @@ fn echo(mut stream: TcpStream) {
 
 #[test]
 fn large_transfers_pass_both_ways_and_half_close_works() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["80/tcp"]);
@@ -82,7 +74,7 @@ fn large_transfers_pass_both_ways_and_half_close_works() {
 
 #[test]
 fn many_connections_at_once() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["80/tcp"]);
@@ -100,7 +92,7 @@ fn many_connections_at_once() {
 
 #[test]
 fn the_service_sees_the_gateway_and_not_loopback() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["80/tcp"]);
@@ -113,7 +105,7 @@ fn the_service_sees_the_gateway_and_not_loopback() {
 
 #[test]
 fn a_loopback_service_and_a_missing_one_reset_the_client() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["80/tcp", "81/tcp"]);
@@ -130,7 +122,7 @@ fn a_loopback_service_and_a_missing_one_reset_the_client() {
 
 #[test]
 fn a_reset_of_the_service_reaches_the_client() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["80/tcp"]);
@@ -146,7 +138,7 @@ fn a_reset_of_the_service_reaches_the_client() {
 
 #[test]
 fn datagrams_go_back_to_the_client_that_asked() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["53/udp", "53/tcp"]);
@@ -178,7 +170,7 @@ fn datagrams_go_back_to_the_client_that_asked() {
 
 #[test]
 fn two_pods_side_by_side_do_not_meet() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pods = [pod(&["80/tcp"]), pod(&["80/tcp"])];
@@ -199,7 +191,7 @@ fn two_pods_side_by_side_do_not_meet() {
 
 #[test]
 fn the_outside_is_refused_at_once_and_noticed() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&[]);
@@ -226,7 +218,7 @@ fn the_outside_is_refused_at_once_and_noticed() {
 
 #[test]
 fn names_are_unknown_at_once_and_noticed() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&[]);
@@ -250,7 +242,7 @@ fn names_are_unknown_at_once_and_noticed() {
 
 #[test]
 fn readiness_sees_reachable_listeners_only() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let pod = pod(&["80/tcp"]);
@@ -266,7 +258,7 @@ fn readiness_sees_reachable_listeners_only() {
 
 #[test]
 fn nothing_is_left_on_the_host() {
-    if !privileged() {
+    if !have(&[Need::Root]) {
         return;
     }
     let links = || std::fs::read_to_string("/proc/net/dev").expect("interfaces").lines().count();

@@ -16,6 +16,8 @@ use slim::model::{
 };
 use slim::record::{Recorder, RecorderSpec, Recording, Role};
 
+use crate::support::{Need, cgroup2, have};
+
 /// The tests share the machine's fanotify and their counts of losses: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -44,12 +46,6 @@ fn tool() -> &'static Path {
     })
 }
 
-fn cgroup2() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2"));
-    line.expect("a cgroup v2 mount").split(' ').nth(1).unwrap().into()
-}
-
 impl Scene {
     /// `None`, with the reason, without root.
     fn new(name: &str) -> Option<Self> {
@@ -60,8 +56,7 @@ impl Scene {
         name: &str,
         start: impl FnOnce(RecorderSpec) -> Result<Recorder, slim::record::RecordError>,
     ) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "would skip: not root");
+        if !have(&[Need::Root, Need::Cgroup2, Need::Program("cc")]) {
             return None;
         }
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,7 +74,7 @@ impl Scene {
         let root = at.join("root");
         mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .unwrap();
-        let cgroup = cgroup2().join(format!("it-slim-{name}-{}", std::process::id()));
+        let cgroup = cgroup2().unwrap().join(format!("it-slim-{name}-{}", std::process::id()));
         for leaf in ["main", "unrecorded"] {
             fs::create_dir_all(cgroup.join(leaf)).unwrap();
         }

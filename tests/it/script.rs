@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use slim::runtime::script::{Script, run_script};
 use slim::runtime::{Ended, RuntimeError, ScriptEnd};
 
+use crate::support::{Need, cgroup2, have};
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A folder with a shell script.
@@ -111,12 +113,10 @@ fn what_a_script_leaves_behind_ends_with_it() {
 
 #[test]
 fn a_cgroup_is_entered_and_removed() {
-    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
-    let have = |dir: &&&Path| dir.join("cgroup.procs").exists() && nix::unistd::geteuid().is_root();
-    let Some(root) = unified.iter().find(have) else {
-        eprintln!("SKIP: no cgroup v2, or not root");
+    if !have(&[Need::Root, Need::Cgroup2]) {
         return;
-    };
+    }
+    let root = cgroup2().expect("a cgroup v2 mount");
     let name = format!("slim-test-{}-script", std::process::id());
     let folder = Folder::new("#!/bin/sh\ngrep ^0: /proc/self/cgroup > $1/cgroup\n");
     let cgroup = root.join(&name);

@@ -10,6 +10,8 @@ use slim::model::profile::{Access, Extra, FirstUse, ImageIdentity, kind};
 use slim::model::{Arch, ChainId, Digest, Policy, Profile};
 use slim::seccomp;
 
+use crate::support::{Need, have};
+
 /// What the prober's three modes call, as strace shows it for a static program.
 const HELLO: [&str; 12] = [
     "arch_prctl",
@@ -45,19 +47,8 @@ const CAPS: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-/// False, with the reason on stderr, where containers cannot be run; a failure where `CI` is set.
-fn have() -> bool {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
-    let tool = |name: &str| Command::new(name).arg("--version").output().is_ok();
-    let missing: Vec<&str> = ["runc", "crun", "cc"].into_iter().filter(|t| !tool(t)).collect();
-    if root && missing.is_empty() {
-        return true;
-    }
-    let why = format!("needs root and {missing:?}");
-    assert!(std::env::var_os("CI").is_none(), "would skip: {why}");
-    eprintln!("SKIP: {why}");
-    false
-}
+const NEEDS: [Need; 4] =
+    [Need::Root, Need::Program("runc"), Need::Program("crun"), Need::Program("cc")];
 
 fn recorded(names: &[&str]) -> Profile {
     let mut profile = Profile::new(ImageIdentity {
@@ -182,7 +173,7 @@ fn answers(output: &Output) -> BTreeMap<String, i32> {
 
 #[test]
 fn a_recorded_hello_and_the_base_set_start_and_exec() {
-    if !have() {
+    if !have(&NEEDS) {
         return;
     }
     let list = seccomp::allowlist(&recorded(&HELLO), &Policy::default()).unwrap();
@@ -217,7 +208,7 @@ fn a_recorded_hello_and_the_base_set_start_and_exec() {
 
 #[test]
 fn every_call_number_gets_the_intended_answer() {
-    if !have() {
+    if !have(&NEEDS) {
         return;
     }
     let names = [&HELLO[..], &PROBE[..]].concat();

@@ -28,7 +28,7 @@ pub(super) fn start(start: &Start<'_>, ring: u32, tasks: u32) -> Result<Ends, Re
     let mut bpf = Bpf::load(ring, tasks).map_err(host_error)?;
     let no_cgroup = |e| RecordError::NoCgroup { path: start.path.to_owned(), source: Some(e) };
     let config = Config {
-        cgroup: start.cgroup.metadata().map_err(no_cgroup)?.ino(),
+        cgroup: start.cgroup()?.metadata().map_err(no_cgroup)?.ino(),
         phase: phase_number(Phase::Start).into(),
         pid_ns: pid_namespace()?,
         pad: 0,

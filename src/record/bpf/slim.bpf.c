@@ -301,12 +301,14 @@ static __always_inline int send(struct out *o, u32 off)
 	return put(o, off, 0);
 }
 
-// The process's id in the reader's pid namespace; 0 if it has none there.
-static __noinline u32 reader_pid(struct task_struct *task)
+// The process's id in the reader's pid namespace; 0 if it has none there. Takes an address, because a
+// global function, at which the verifier looks once, may take no kernel pointer.
+__noinline u32 reader_pid_at(u64 addr)
 {
+	struct task_struct *task = (void *)addr;
 	struct config *c = ONLY(config);
 	struct state *s = ONLY(state);
-	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 	u32 level = BPF_CORE_READ(pid, level), from;
 	u64 at = (u64)pid + bpf_core_field_offset(pid->numbers);
 	if (!c || !s) return 0;
@@ -324,6 +326,18 @@ static __noinline u32 reader_pid(struct task_struct *task)
 		at += sizeof(number);
 	}
 	return 0;
+}
+
+static __always_inline u64 address_of(struct task_struct *task)
+{
+	u64 addr = 0;
+	bpf_probe_read_kernel(&addr, sizeof(addr), &task->group_leader);
+	return addr;
+}
+
+static __always_inline u32 reader_pid(struct task_struct *task)
+{
+	return reader_pid_at(address_of(task));
 }
 
 // ---- what was reported ----------------------------------------------------------------------
@@ -471,9 +485,9 @@ static __always_inline u64 path_key(struct path *path)
 	return mix(key, mnt);
 }
 
-static __always_inline u64 path_name(struct path *path)
+static __always_inline u64 path_name(struct path *path, u64 key)
 {
-	u64 dentry = 0, mnt = 0, key = path_key(path);
+	u64 dentry = 0, mnt = 0;
 	bpf_probe_read_kernel(&dentry, sizeof(dentry), &path->dentry);
 	bpf_probe_read_kernel(&mnt, sizeof(mnt), &path->mnt);
 	return dentry ? name_of(key, dentry, mnt) : 0;
@@ -667,7 +681,7 @@ __noinline int path_used(struct use *u)
 	struct task_struct *task = self();
 	struct fs_struct *fs = task->fs;
 	struct out *o = ONLY(scratch);
-	u64 key, base = 0, file = 0;
+	u64 key, root, base = 0, file = 0;
 	struct thread *t;
 	int absolute;
 
@@ -678,7 +692,8 @@ __noinline int path_used(struct use *u)
 	absolute = o->data[0] == '/';
 	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
 	key = hash_data(mix(key, u->flags), u->len);
-	key = mix(key, path_key(&fs->root));
+	root = path_key(&fs->root);
+	key = mix(key, root);
 	key = mix(key, mounts_key(task->nsproxy->mnt_ns));
 	if (!absolute && u->fd == AT_FDCWD) {
 		base = path_key(&fs->pwd);
@@ -699,10 +714,10 @@ __noinline int path_used(struct use *u)
 	o->head.mnt_ns = task->nsproxy->mnt_ns->ns.inum;
 	o->head.lens[0] = u->len;
 	o->head.flags |= ROOT_ON_OVERLAY;
-	o->head.root = path_name(&fs->root);
+	o->head.root = path_name(&fs->root, root);
 	if (!o->head.root) return 0;
 	if (!absolute && u->fd == AT_FDCWD) {
-		o->head.base = path_name(&fs->pwd);
+		o->head.base = path_name(&fs->pwd, base);
 		if (!o->head.base) return 0;
 	} else if (file) {
 		o->head.base = file_name(file, base);
@@ -1090,32 +1105,39 @@ int slim_exit(u64 *ctx)
 #define OUTSIDE 0xffff
 
 // The role that a task's place in the tree of cgroups gives it, or OUTSIDE of the recorded one.
-static __noinline u32 place_of(struct task_struct *task)
+__noinline u32 place_at(u64 addr)
 {
+	struct css_set *set = (void *)addr;
 	struct config *c = ONLY(config);
-	struct cgroup *at = task->cgroups->dfl_cgrp;
+	struct cgroup *at = BPF_CORE_READ(set, dfl_cgrp);
 	struct cgroup_subsys_state *up;
-	u32 below = 0;
+	u64 id;
 	if (!c) return OUTSIDE;
-	for (u32 i = 0; i < 64; i++) {
-		if (at->kn->id == c->cgroup) {
-			below = i + 1;
-			break;
-		}
-		up = at->self.parent;
+	for (int i = 0; i < 64; i++) {
+		if (BPF_CORE_READ(at, kn, id) == c->cgroup) goto inside;
+		up = BPF_CORE_READ(at, self.parent);
 		if (!up) return OUTSIDE;
-		at = up->cgroup;
+		at = BPF_CORE_READ(up, cgroup);
 	}
-	at = task->cgroups->dfl_cgrp;
-	for (u32 i = 0; i < below; i++) {
-		u64 id = at->kn->id;
-		u32 *role = bpf_map_lookup_elem(&roles, &id);
+	return OUTSIDE;
+inside:
+	at = BPF_CORE_READ(set, dfl_cgrp);
+	for (int i = 0; i < 64; i++) {
+		u32 *role;
+		id = BPF_CORE_READ(at, kn, id);
+		role = bpf_map_lookup_elem(&roles, &id);
 		if (role) return *role;
-		up = at->self.parent;
-		if (!up) break;
-		at = up->cgroup;
+		if (id == c->cgroup) break;
+		at = BPF_CORE_READ(at, self.parent, cgroup);
 	}
-	return below ? MAIN : OUTSIDE;
+	return MAIN;
+}
+
+static __always_inline u32 place_of(struct task_struct *task)
+{
+	u64 addr = 0;
+	bpf_probe_read_kernel(&addr, sizeof(addr), &task->cgroups);
+	return place_at(addr);
 }
 
 // A thread begins to be recorded.
@@ -1307,8 +1329,8 @@ int slim_exec(u64 *ctx)
 	begin(o, EXEC, t);
 	o->head.mnt_ns = task->nsproxy->mnt_ns->ns.inum;
 	if (t->entered) {
-		o->head.base = path_name(&fs->pwd);
-		o->head.root = path_name(&fs->root);
+		o->head.base = path_name(&fs->pwd, path_key(&fs->pwd));
+		o->head.root = path_name(&fs->root, path_key(&fs->root));
 		if (watched(fs->root.dentry->d_sb)) o->head.flags |= ROOT_ON_OVERLAY;
 	}
 	bpf_probe_read_kernel(&exe, sizeof(exe), &mm->exe_file);

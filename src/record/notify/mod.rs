@@ -47,6 +47,8 @@ pub(super) struct Hub {
     string_fault: AtomicU64,
     /// Calls that were answered by nobody, or whose listener broke.
     gap: AtomicU64,
+    /// Calls that a signal, or the end of their thread, took back before they were received.
+    taken_back: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -67,12 +69,13 @@ impl Hub {
             reported: Mutex::default(),
             string_fault: AtomicU64::new(0),
             gap: AtomicU64::new(0),
+            taken_back: AtomicU64::new(0),
             threads: Mutex::default(),
         }))
     }
 
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
-        Ok(self.wake.as_fd().try_clone_to_owned()?)
+        self.wake.as_fd().try_clone_to_owned()
     }
 
     fn push(&self, event: Event) {
@@ -124,11 +127,13 @@ impl Hub {
 
     pub(super) fn add_listener(
         self: &Arc<Self>,
-        leaf: &Path,
+        role: Option<u8>,
+        leaf: Option<&Path>,
         listener: OwnedFd,
     ) -> Result<(), RecordError> {
         // none: the first call's process tells
-        let role = lock(&self.roles).get(leaf).copied();
+        let of_leaf = || lock(&self.roles).get(leaf?).copied();
+        let role = role.or_else(of_leaf);
         let hub = Arc::clone(self);
         let thread = std::thread::Builder::new()
             .name("listener".to_owned())
@@ -144,6 +149,11 @@ impl Hub {
         let _ = self.stop.write(1);
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
+        }
+        let number = self.taken_back.load(Ordering::Acquire);
+        if number > 0 {
+            // nothing was lost by it: what did not happen need not be recorded
+            tracing::info!(number, "calls were taken back by signals before slim received them");
         }
     }
 
@@ -210,8 +220,13 @@ impl Control for Steer {
         Watch::All
     }
 
-    fn add_listener(&mut self, leaf: &Path, listener: OwnedFd) -> Result<(), RecordError> {
-        self.0.add_listener(leaf, listener)
+    fn add_listener(
+        &mut self,
+        role: Option<u8>,
+        leaf: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), RecordError> {
+        self.0.add_listener(role, leaf, listener)
     }
 
     fn stop(&mut self) {

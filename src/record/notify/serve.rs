@@ -20,7 +20,7 @@ use super::super::kernel_device;
 use super::task::{self, Found, Place, Text};
 use super::{Hub, guard, names_of};
 use crate::model::Arch;
-use crate::sys::seccomp::{Listener, Notice};
+use crate::sys::seccomp::{Listener, Notice, be_prompt};
 
 const AT_FDCWD: i32 = -100;
 const AT_EMPTY_PATH: u64 = 0x1000;
@@ -32,6 +32,7 @@ const MOUNTING: Duration = Duration::from_millis(20);
 
 /// Answers calls until the last process under the filter is gone, or the hub stops.
 pub(super) fn run(hub: &Hub, listener: &Listener, mut known: Option<u8>) {
+    be_prompt();
     let role = known.unwrap_or(MAIN);
     let mut server = Server { hub, role, entered: false, tasks: HashMap::new(), mounts: None };
     loop {
@@ -45,7 +46,9 @@ pub(super) fn run(hub: &Hub, listener: &Listener, mut known: Option<u8>) {
         let said = fds[0].revents().unwrap_or(PollFlags::empty());
         if said.contains(PollFlags::POLLIN) {
             match listener.receive() {
-                Ok(None) => {}
+                Ok(None) => {
+                    hub.taken_back.fetch_add(1, Ordering::AcqRel);
+                }
                 Ok(Some(notice)) => {
                     if known.is_none() {
                         server.role = hub.role_by_cgroup(notice.tid).unwrap_or(MAIN);

@@ -1,11 +1,275 @@
-//! perf tracepoints for calls and processes, seccomp notification for paths.
+//! The backend for root without BPF: perf's tracepoints tell of calls and processes, seccomp
+//! notification (`super::notify`) of paths that fanotify does not report.
+//!
+//! A tracepoint that tells of every call would cost as much as tracing each. So after the first
+//! sighting of a call its number goes into the tracepoint's filter (`tighten`), and steady work is not
+//! told of at all; a new phase opens the filter again.
 
-use super::RecordError;
-use super::source::{Ends, Start};
+mod calls;
 
-pub(super) fn start(_: &Start<'_>) -> Result<Ends, RecordError> {
-    check()?;
-    unreachable!("check refuses")
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::gather::{MAIN, phase_number};
+use super::notify::{self, Hub};
+use super::source::{Control, Ends, Lost, Source, Start};
+use super::{RecordError, chain, event::Event, lock};
+use crate::model::Phase;
+use crate::seccomp::Watch;
+use crate::sys::perf::{PerfEvent, PerfRing, Record, Tracefs, What};
+use calls::{Calls, Told};
+
+/// Bytes of each processor's ring. What finds it full is counted (`perf_lost`).
+const RING_BYTES: usize = 4 << 20;
+
+/// The events of one processor, which share its ring.
+struct Cpu {
+    enter: PerfEvent,
+    exit: PerfEvent,
+    tasks: PerfEvent,
+}
+
+/// What source and control share.
+struct Shared {
+    cpus: Vec<Cpu>,
+    calls: Mutex<Calls>,
+    hub: Arc<Hub>,
+    lost: Mutex<u64>,
+}
+
+impl Shared {
+    /// Puts the filters in force that `calls` has come to.
+    fn tighten(&self, calls: &mut Calls) {
+        let Some((enter, exit)) = calls.new_filters() else { return };
+        for cpu in &self.cpus {
+            for (event, filter) in [(&cpu.enter, &enter), (&cpu.exit, &exit)] {
+                if let Err(error) = event.set_filter(filter) {
+                    // every call is told of as before: dearer, and nothing is missed
+                    tracing::debug!(%error, filter, "a tracepoint's filter was refused");
+                }
+            }
+        }
+    }
+}
+
+/// Opens and enables the events for the run's cgroup on every processor.
+pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
+    let hub = Hub::new(false)?;
+    let (cpus, rings, told) = open_all(start)?;
+    let shared =
+        Arc::new(Shared { cpus, calls: Mutex::new(Calls::new(told)), hub, lost: Mutex::new(0) });
+    let source = Box::new(Events { shared: Arc::clone(&shared), rings });
+    let watch = if start.lookups { Watch::Paths } else { Watch::Rare };
+    Ok(Ends { source, control: Box::new(Steer { shared, watch }) })
+}
+
+type Opened = (Vec<Cpu>, Vec<PerfRing>, Told);
+
+fn open_all(start: &Start<'_>) -> Result<Opened, RecordError> {
+    let refused = |why: &str, source: io::Error| RecordError::Host {
+        what: "perf",
+        why: why.to_owned(),
+        way_out: "run slim as root, with CAP_PERFMON or CAP_SYS_ADMIN and CAP_IPC_LOCK, on a kernel with CONFIG_FTRACE_SYSCALLS and CONFIG_CGROUP_PERF; --recorder notify needs neither",
+        source: Some(Box::new(source)),
+    };
+    let tracefs = Tracefs::open().map_err(|e| refused("tracefs cannot be mounted", e))?;
+    let id = |name: &str| {
+        tracefs
+            .tracepoint(name)
+            .map_err(|e| refused("the kernel has no raw_syscalls tracepoints", e))
+    };
+    let told = Told { enter: id("raw_syscalls/sys_enter")?, exit: id("raw_syscalls/sys_exit")? };
+    let legacy = legacy_cgroup(start.path).map_err(|e| refused("the cgroup of perf_event", e))?;
+    let cgroup = match &legacy {
+        Some(legacy) => legacy.as_fd(),
+        None => start.cgroup()?.as_fd(),
+    };
+    let (mut cpus, mut rings) = (Vec::new(), Vec::new());
+    for number in online().map_err(|e| refused("the processors cannot be counted", e))? {
+        let (cpu, ring) = open_cpu(told, cgroup, number)
+            .map_err(|e| refused("perf_event_open for the run's cgroup", e))?;
+        cpus.push(cpu);
+        rings.push(ring);
+    }
+    Ok((cpus, rings, told))
+}
+
+fn open_cpu(told: Told, cgroup: BorrowedFd<'_>, number: u32) -> io::Result<(Cpu, PerfRing)> {
+    let tasks = PerfEvent::open(What::Tasks, cgroup, number)?;
+    let ring = PerfRing::map(&tasks, RING_BYTES)?;
+    let enter = PerfEvent::open(What::Tracepoint(told.enter), cgroup, number)?;
+    let exit = PerfEvent::open(What::Tracepoint(told.exit), cgroup, number)?;
+    enter.send_to(&tasks)?;
+    exit.send_to(&tasks)?;
+    // forks before calls, ends of calls before their beginnings: none is to look like something else
+    for event in [&tasks, &exit, &enter] {
+        event.enable()?;
+    }
+    Ok((Cpu { enter, exit, tasks }, ring))
+}
+
+/// The run's cgroup in the hierarchy of version 1 that has `perf_event`, where there is one: made
+/// here, joined by the runtime's shims.
+fn legacy_cgroup(run: &Path) -> io::Result<Option<File>> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let Some(root) = legacy_root(&mounts) else { return Ok(None) };
+    let dir = run.file_name().map_or_else(|| root.clone(), |name| root.join(name));
+    std::fs::create_dir_all(&dir)?;
+    File::open(dir).map(Some)
+}
+
+/// Mount point of the version-1 hierarchy with `perf_event` (proc_pid_mountinfo(5): the point is field
+/// 5, super options come last).
+fn legacy_root(mountinfo: &str) -> Option<PathBuf> {
+    let found = mountinfo.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        let mut tail = tail.split(' ');
+        let (kind, options) = (tail.next()?, tail.nth(1)?);
+        let perf = kind == "cgroup" && options.split(',').any(|o| o == "perf_event");
+        perf.then(|| head.split(' ').nth(4)).flatten()
+    });
+    found.map(PathBuf::from)
+}
+
+/// The numbers of the processors at work: `0-3,8`.
+fn online() -> io::Result<Vec<u32>> {
+    Ok(numbers(std::fs::read_to_string("/sys/devices/system/cpu/online")?.trim()))
+}
+
+fn numbers(list: &str) -> Vec<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+struct Events {
+    shared: Arc<Shared>,
+    rings: Vec<PerfRing>,
+}
+
+impl Source for Events {
+    fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        let rings = self.rings.iter().map(|ring| ring.as_fd().try_clone_to_owned());
+        rings.chain([self.shared.hub.descriptor()]).collect()
+    }
+
+    fn drain(&mut self, sink: &mut dyn FnMut(Event)) -> u64 {
+        // The hub first: what its events were caused by is in a ring already.
+        let asked = self.shared.hub.take();
+        let (mut records, mut nonsense, mut lost) = (Vec::new(), 0, 0);
+        for ring in &mut self.rings {
+            nonsense += ring.drain(|record| match record {
+                Record::Lost(number) => lost += number,
+                record => records.push(record),
+            });
+        }
+        if lost > 0 {
+            *lock(&self.shared.lost) += lost;
+        }
+        if records.is_empty() && asked.is_empty() {
+            return nonsense;
+        }
+        let mut merged: Vec<Mixed> = records.into_iter().map(Mixed::Record).collect();
+        merged.extend(asked.into_iter().map(Mixed::Event));
+        merged.sort_by_key(Mixed::time);
+        let calls = &mut *lock(&self.shared.calls);
+        for one in merged {
+            match one {
+                Mixed::Event(event) => calls.event(event, sink),
+                Mixed::Record(record) => calls.record(record, &self.shared.hub, sink),
+            }
+        }
+        self.shared.tighten(calls);
+        nonsense
+    }
+
+    fn identify(&mut self, pid: u32) -> Vec<Event> {
+        self.shared.hub.identify(pid)
+    }
+}
+
+/// From either side, to be put in order.
+enum Mixed {
+    Record(Record),
+    Event(Event),
+}
+
+impl Mixed {
+    fn time(&self) -> u64 {
+        match self {
+            Self::Record(record) => record.time(),
+            Self::Event(event) => event.time,
+        }
+    }
+}
+
+struct Steer {
+    shared: Arc<Shared>,
+    watch: Watch,
+}
+
+impl Steer {
+    /// Lets every call be told of again.
+    fn reopen(&self) {
+        let calls = &mut *lock(&self.shared.calls);
+        calls.reopen();
+        self.shared.tighten(calls);
+    }
+}
+
+impl Control for Steer {
+    fn set_phase(&mut self, phase: Phase) -> Result<(), RecordError> {
+        self.shared.hub.set_phase(phase);
+        lock(&self.shared.calls).set_phase(phase_number(phase));
+        self.reopen();
+        Ok(())
+    }
+
+    fn set_role(&mut self, leaf: &Path, role: u8) -> Result<(), RecordError> {
+        self.shared.hub.set_role(leaf, role);
+        if role != MAIN {
+            // what the main container did before is told of once more in the name of this work
+            self.reopen();
+        }
+        Ok(())
+    }
+
+    fn add_overlay(&mut self, device: u32) -> Result<(), RecordError> {
+        self.shared.hub.add_overlay(device);
+        Ok(())
+    }
+
+    fn watch(&self) -> Watch {
+        self.watch
+    }
+
+    fn add_listener(
+        &mut self,
+        role: Option<u8>,
+        leaf: Option<&Path>,
+        listener: OwnedFd,
+    ) -> Result<(), RecordError> {
+        self.shared.hub.add_listener(role, leaf, listener)
+    }
+
+    fn stop(&mut self) {
+        self.shared.hub.stop();
+    }
+
+    fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
+        let events = self.shared.cpus.iter().flat_map(|cpu| [&cpu.enter, &cpu.exit, &cpu.tasks]);
+        // a record of losses comes with the next record only: the kernel's own count is surer
+        let counted: Option<u64> = events.map(PerfEvent::lost).sum();
+        let lost = counted.unwrap_or(0).max(*lock(&self.shared.lost));
+        let mut losses = self.shared.hub.losses();
+        losses.push(("perf_lost", lost, "records found perf's ring full"));
+        Ok(losses)
+    }
 }
 
 /// Whether this host lets the backend work, found by trying.
@@ -13,10 +277,39 @@ pub(super) fn start(_: &Start<'_>) -> Result<Ends, RecordError> {
 /// # Errors
 /// Why not, with the way out.
 pub fn check() -> Result<(), RecordError> {
-    Err(RecordError::Host {
-        what: "perf",
-        why: "it is not there yet".to_owned(),
-        way_out: "use --recorder bpf",
-        source: None,
-    })
+    notify::check()?;
+    let no_cgroup = |source| RecordError::NoCgroup { path: "/".into(), source };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| no_cgroup(Some(e)))?;
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+    let path = line.and_then(|line| line.split(' ').nth(4)).ok_or_else(|| no_cgroup(None))?;
+    let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
+    let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
+    // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
+    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[], lookups: false })
+        .map(drop)
+}
+
+/// The same for `slim doctor`: name, and what was found or why not.
+pub fn probe() -> (String, Result<String, String>) {
+    let found = check().map(|()| "tracepoints of a cgroup can be read".to_owned());
+    ("perf".to_owned(), found.map_err(|error| chain(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hierarchy_of_perf_event_is_found_by_its_options() {
+        let text = "25 24 0:21 / /sys/fs/cgroup/memory rw shared:3 - cgroup cgroup rw,memory\n\
+                    26 24 0:23 / /sys/fs/cgroup/perf_event rw - cgroup cgroup rw,perf_event\n";
+        assert_eq!(legacy_root(text), Some("/sys/fs/cgroup/perf_event".into()));
+        assert_eq!(legacy_root("26 24 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"), None);
+    }
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        assert_eq!(numbers("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(numbers("0"), [0]);
+    }
 }

@@ -9,15 +9,15 @@ mod supervisor;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
-use super::{Ended, RuntimeError, ScriptEnd};
+use super::rootless::outside::{Outside, Start};
+use super::{Ended, RuntimeError, ScriptEnd, rootless};
 
 pub use supervisor::hidden_supervisor;
 
@@ -75,7 +75,7 @@ enum Report {
 fn supervise(script: &Script<'_>, interrupted: &dyn Fn() -> bool) -> io::Result<Report> {
     let (mut ours, theirs) = UnixStream::pair()?;
     ours.set_read_timeout(Some(TICK))?;
-    let mut child = command(script, theirs)?.spawn()?;
+    let supervisor = Supervisor::start(script, theirs)?;
     let deadline = script.timeout.map(|timeout| Instant::now() + timeout);
     let (mut stopping, mut text) = (None, Vec::new());
     let outcome = loop {
@@ -98,31 +98,54 @@ fn supervise(script: &Script<'_>, interrupted: &dyn Fn() -> bool) -> io::Result<
         }
     };
     drop(ours); // whatever went wrong, the supervisor ends now
-    let _ = child.wait();
+    supervisor.wait();
     match (outcome?, stopping) {
         (Report::Ended(_), Some(why)) => Ok(Report::Ended(why)),
         (report, _) => Ok(report),
     }
 }
 
-fn command(script: &Script<'_>, socket: UnixStream) -> io::Result<Command> {
+/// The script's supervisor, running: a child of this process, or of the one outside the user namespace.
+enum Supervisor {
+    Child(Child),
+    Outside(&'static Outside),
+}
+
+impl Supervisor {
+    /// Outside is where the script belongs: as the user, with all that the user may do. Only the
+    /// container's network namespace is out of reach from there.
+    fn start(script: &Script<'_>, socket: UnixStream) -> io::Result<Self> {
+        let start = start(script)?;
+        match rootless::outside().filter(|_| script.netns.is_none()) {
+            Some(outside) => outside.start(&start, &socket.into()).map(|()| Self::Outside(outside)),
+            None => start.command(socket.into()).spawn().map(Self::Child),
+        }
+    }
+
+    fn wait(self) {
+        match self {
+            Self::Child(mut child) => drop(child.wait()),
+            Self::Outside(outside) => outside.wait(),
+        }
+    }
+}
+
+fn start(script: &Script<'_>) -> io::Result<Start> {
     let program = script.program.unwrap_or(Path::new("/proc/self/exe"));
     let namespace = |fd: Option<BorrowedFd<'_>>| {
         fd.map_or(String::new(), |fd| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))
     };
-    let mut command = Command::new(program);
-    command
-        .arg(supervisor::HIDDEN)
-        .arg(script.cgroup.unwrap_or(Path::new("")))
-        .arg(namespace(script.mount_ns))
-        .arg(namespace(script.netns))
-        .arg(std::env::current_dir()?)
-        .args(script.argv)
-        .envs(script.env)
-        .stdin(Stdio::from(OwnedFd::from(socket)))
-        // A Ctrl-C on the terminal is slim's to handle, in order.
-        .process_group(0);
-    Ok(command)
+    // The process outside the user namespace never left the host's mount namespace.
+    let mount_ns = script.mount_ns.filter(|_| rootless::outside().is_none());
+    let words: [OsString; 5] = [
+        supervisor::HIDDEN.into(),
+        script.cgroup.unwrap_or(Path::new("")).into(),
+        namespace(mount_ns).into(),
+        namespace(script.netns).into(),
+        std::env::current_dir()?.into(),
+    ];
+    let args = words.into_iter().chain(script.argv.iter().cloned()).collect();
+    Ok(Start { program: program.into(), args, env: script.env.clone() })
 }
 
 /// `exited N`, `killed N` or `failed ERRNO`.

@@ -114,10 +114,20 @@ pub fn own_bounding() -> u64 {
 
 /// Whether slim holds the capability with this number now (`CapEff`).
 pub fn have(number: u32) -> bool {
+    effective_mask() & (1 << number) != 0
+}
+
+/// The capabilities that slim holds now, without `CAP_`.
+pub fn effective() -> Vec<&'static str> {
+    let mask = effective_mask();
+    let held = NAMES.iter().enumerate().filter(|(number, _)| mask & (1 << number) != 0);
+    held.map(|(_, name)| *name).collect()
+}
+
+fn effective_mask() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let mask = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    mask.is_some_and(|mask| mask & (1 << number) != 0)
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

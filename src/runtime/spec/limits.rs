@@ -42,7 +42,8 @@ fn ceiling(resource: Resource) -> u64 {
             .unwrap_or(1_048_576),
         _ => UNLIMITED,
     };
-    if caps::have(CAP_SYS_RESOURCE) {
+    // The kernel asks the initial namespace for it.
+    if caps::have(CAP_SYS_RESOURCE) && !crate::sys::userns::inside() {
         return most;
     }
     getrlimit(resource).map_or(most, |(_, hard)| hard.min(most))

@@ -9,6 +9,7 @@ mod files;
 mod inside;
 mod limits;
 mod mounts;
+mod rootless;
 mod signals;
 mod user;
 
@@ -21,6 +22,7 @@ use super::{RunOptions, RuntimeError};
 use crate::model::ImageConfig;
 
 pub use mounts::mount_points;
+pub use rootless::{Ids, refuse_limits};
 pub use signals::signal_number;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -72,6 +74,8 @@ pub struct SpecInput<'a> {
     pub argv: Option<&'a [String]>,
     /// A static `init` binary to be pid 1 for `--init`, on the host.
     pub init: Option<&'a Path>,
+    /// The ids of slim's user namespace; `None` if it runs as the host's root.
+    pub ids: Option<&'a Ids>,
 }
 
 /// A `config.json` and what the user should know about it.
@@ -96,7 +100,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
     let hidden = |paths: &[&str]| if security.open_paths { json!([]) } else { json!(paths) };
     let mut linux = json!({
         "namespaces": namespaces(input.netns.as_deref()),
-        "resources": resources(options)?,
+        "resources": resources(options, input.ids.is_some())?,
         "cgroupsPath": input.cgroups_path,
         "maskedPaths": hidden(&MASKED),
         "readonlyPaths": hidden(&READ_ONLY),
@@ -104,7 +108,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
     if input.container_ip.is_some() {
         linux["sysctl"] = json!({
             "net.ipv4.ip_unprivileged_port_start": "0",
-            "net.ipv4.ping_group_range": "0 2147483647",
+            "net.ipv4.ping_group_range": ping_groups(input.ids),
         });
     }
     if let Some(seccomp) = input.seccomp {
@@ -119,6 +123,10 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
         "linux": linux,
     });
     Ok(Built { spec, warnings })
+}
+
+fn ping_groups(ids: Option<&Ids>) -> String {
+    ids.map_or_else(|| format!("0 {}", i32::MAX), Ids::ping_groups)
 }
 
 /// The OCI process object of an exec in the container of `spec`: same user, environment, working
@@ -173,7 +181,10 @@ fn process(
         args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
     }
     let wanted = options.user.as_deref().or(input.config.user()).unwrap_or_default();
-    let who = user::look_up(input.rootfs, wanted)?;
+    let mut who = user::look_up(input.rootfs, wanted)?;
+    if let Some(ids) = input.ids {
+        ids.fit(&mut who, warnings)?;
+    }
     let (caps, lacking) = caps::choose(&options.cap_add, &options.cap_drop, caps::own_bounding())?;
     let (rlimits, lowered) = limits::rlimits(&options.ulimit)?;
     warnings.extend(lacking.into_iter().chain(lowered));
@@ -266,6 +277,9 @@ fn mounts(
 ) -> Result<Vec<Value>, RuntimeError> {
     let mounts::Wanted { mounts: mut wanted, mut directories } = mounts::wanted(input.options)?;
     let mut usual = mounts::usual(input.options.shm_size);
+    if let Some(ids) = input.ids {
+        ids.mounts(&mut usual, input.netns.is_some());
+    }
     usual.extend(files::write(input, hostname)?);
     for path in input.config.volumes() {
         let covered =
@@ -312,7 +326,11 @@ fn namespaces(netns: Option<&Path>) -> Vec<Value> {
     list
 }
 
-fn resources(options: &RunOptions) -> Result<Value, RuntimeError> {
+fn resources(options: &RunOptions, rootless: bool) -> Result<Value, RuntimeError> {
+    if rootless {
+        refuse_limits(options)?;
+        return Ok(json!({}));
+    }
     let mut resources = json!({ "devices": devices() });
     if let Some(bytes) = options.memory.filter(|bytes| *bytes > 0) {
         if bytes < LEAST_MEMORY {

@@ -35,6 +35,7 @@ impl Case {
             files_dir: &self.dir.path().join("files"),
             argv: self.argv.as_deref(),
             init: None,
+            ids: None,
         })
     }
 

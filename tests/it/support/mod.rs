@@ -10,6 +10,10 @@ use std::process::{Command, Output, Stdio};
 pub enum Need {
     Root,
     Program(&'static str),
+    /// An environment variable that names what the test works on.
+    Variable(&'static str),
+    /// A mounted cgroup v2 hierarchy.
+    Cgroup2,
 }
 
 impl Need {
@@ -23,6 +27,10 @@ impl Need {
                 });
                 (!found).then(|| format!("no {name}"))
             }
+            Self::Variable(name) => {
+                std::env::var_os(name).is_none().then(|| format!("{name} is not set"))
+            }
+            Self::Cgroup2 => cgroup2().is_none().then(|| "no cgroup v2 is mounted".to_owned()),
         }
     }
 }
@@ -34,6 +42,13 @@ pub fn have(needs: &[Need]) -> bool {
     assert!(std::env::var_os("CI").is_none(), "would skip: {why}");
     eprintln!("SKIP: {why}");
     false
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+pub fn cgroup2() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut lines = mounts.lines().filter(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    Some(lines.next()?.split(' ').nth(1)?.into())
 }
 
 /// Runs a command that has to work.

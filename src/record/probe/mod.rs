@@ -1,0 +1,160 @@
+//! What this host offers a recorder, for `slim doctor`: every part is used once, and undone.
+
+mod backends;
+mod files;
+mod settings;
+
+use std::path::Path;
+
+use crate::model::{Lack, Offer};
+use crate::sys::{mount, probe};
+
+pub use backends::Recorder;
+pub use settings::settings;
+
+/// What the BPF programs are attached to, and what each is for.
+const NEEDED: [&str; 5] =
+    ["sys_enter", "sys_exit", "sched_process_fork", "sched_process_exec", "sched_process_exit"];
+/// Names of one tracepoint: the second before Linux 6.1.
+const URING: [&str; 2] = ["io_uring_submit_req", "io_uring_submit_sqe"];
+
+/// What was found.
+pub struct Probed {
+    /// The parts that recorders stand on.
+    pub parts: Vec<Offer>,
+    /// The recorders, best first.
+    pub recorders: Vec<Recorder>,
+    /// What `--recorder auto` picks.
+    pub auto: Offer,
+}
+
+/// Tries the recorders and their parts one by one. `folder` is a scratch folder where the store is to
+/// be, `cgroup` the root of cgroup v2.
+pub fn probe(folder: &Path, cgroup: Option<&Path>) -> Probed {
+    let (fanotify, ignore_marks) = files::probe(folder);
+    let parts = vec![
+        fanotify,
+        ignore_marks,
+        Offer::new("btf", btf()),
+        Offer::new("tracepoints", tracepoints()),
+        Offer::new("io_uring", io_uring()),
+        Offer::new("cap_capable", cap_capable()),
+        Offer::new("bpf_loop", bpf_loop()),
+        Offer::new("perf_events", perf_events(folder, cgroup)),
+        Offer::new("seccomp_notify", seccomp_notify()),
+        Offer::new("pidfd_getfd", pidfd_getfd()),
+    ];
+    let recorders = backends::recorders(&parts);
+    Probed { parts, recorders, auto: backends::auto() }
+}
+
+fn btf() -> Result<String, Lack> {
+    let path = "/sys/kernel/btf/vmlinux";
+    let found = std::fs::metadata(path);
+    found.map(|meta| format!("{path}, {} bytes", meta.len())).map_err(|error| {
+        let way_out = "use a kernel built with CONFIG_DEBUG_INFO_BTF";
+        Lack::new(format!("{path}: {error}"), "no BPF recorder", way_out)
+    })
+}
+
+fn attachable<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, Lack> {
+    let way_out = "use a kernel built with CONFIG_DEBUG_INFO_BTF";
+    probe::tracepoints(names).map_err(|error| Lack::of(&error, "no BPF recorder", way_out))
+}
+
+fn tracepoints() -> Result<String, Lack> {
+    let found = attachable(&NEEDED)?;
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|name| !found.contains(name)).collect();
+    if missing.is_empty() {
+        return Ok(NEEDED.join(", "));
+    }
+    let why = format!("no {}", missing.join(", "));
+    let way_out = "use a kernel built with CONFIG_FTRACE_SYSCALLS and CONFIG_TRACEPOINTS";
+    Err(Lack::new(why, "no BPF recorder", way_out))
+}
+
+fn io_uring() -> Result<String, Lack> {
+    let costs = "what a program does through io_uring is not named (files that it opens are seen)";
+    match attachable(&URING)?.first() {
+        Some(name) => Ok(format!("operations are seen at {name}")),
+        None => {
+            Err(Lack::new("no tracepoint io_uring_submit_req", costs, "use Linux 5.6 or newer"))
+        }
+    }
+}
+
+fn cap_capable() -> Result<String, Lack> {
+    let costs = "which capabilities a program used is not seen where it happens";
+    match attachable(&["cap_capable"])?.first() {
+        Some(_) => Ok("uses of capabilities are seen".to_owned()),
+        None => Err(Lack::new("no tracepoint cap_capable", costs, "use Linux 6.14 or newer")),
+    }
+}
+
+fn bpf_loop() -> Result<String, Lack> {
+    let way_out = "use Linux 5.17 or newer; or record with --recorder perf";
+    match probe::bpf_loop() {
+        Ok(true) => Ok("programs that call it load".to_owned()),
+        Ok(false) => Err(Lack::new("the kernel has no such helper", "no BPF recorder", way_out)),
+        Err(error) => {
+            let way_out = "run slim as root, with CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN";
+            Err(Lack::of(&error, "no BPF recorder", way_out))
+        }
+    }
+}
+
+/// A system-call tracepoint as a perf event of one cgroup, with a filter.
+fn perf_events(folder: &Path, cgroup: Option<&Path>) -> Result<String, Lack> {
+    let lack = |error: &dyn std::error::Error| {
+        let way_out = "run slim as root, with CAP_PERFMON or CAP_SYS_ADMIN, on a kernel with \
+                       CONFIG_FTRACE_SYSCALLS and CONFIG_CGROUP_PERF";
+        Lack::of(error, "no perf recorder", way_out)
+    };
+    let id = tracepoint_id(folder).map_err(|error| lack(&error))?;
+    let group = perf_cgroup(cgroup).and_then(std::fs::File::open).map_err(|error| lack(&error))?;
+    let group = std::os::fd::AsFd::as_fd(&group);
+    probe::perf_tracepoint(id, group, c"id != 0").map_err(|error| lack(&error))?;
+    Ok("raw_syscalls:sys_enter opens for a cgroup and takes a filter".to_owned())
+}
+
+/// The hierarchy of version 1 that has perf_event, or else that of version 2.
+fn perf_cgroup(unified: Option<&Path>) -> std::io::Result<std::path::PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let legacy = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| {
+        fields.get(2) == Some(&"cgroup")
+            && fields.get(3).is_some_and(|o| o.split(',').any(|o| o == "perf_event"))
+    });
+    let legacy = legacy.and_then(|fields| fields.get(1).map(Into::into));
+    legacy.or(unified.map(Into::into)).ok_or_else(|| std::io::Error::other("no cgroup hierarchy"))
+}
+
+/// The id of `raw_syscalls:sys_enter`, from tracefs: where it is mounted, or else mounted out of sight.
+fn tracepoint_id(folder: &Path) -> std::io::Result<u64> {
+    let read = |root: &Path| {
+        let text = std::fs::read_to_string(root.join("events/raw_syscalls/sys_enter/id"))?;
+        text.trim().parse().map_err(std::io::Error::other)
+    };
+    let usual = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    if let Some(id) = usual.iter().find_map(|root| read(Path::new(root)).ok()) {
+        return Ok(id);
+    }
+    let told = |error: mount::MountError| {
+        std::io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
+    };
+    let work = || mount::tracefs(folder).map_err(told).and_then(|()| read(folder));
+    mount::in_private(work).map_err(told)?
+}
+
+fn seccomp_notify() -> Result<String, Lack> {
+    let way_out = "use Linux 5.5 or newer, built with CONFIG_SECCOMP_FILTER";
+    probe::seccomp_notification()
+        .map(|()| "a call was notified and let go on".to_owned())
+        .map_err(|error| Lack::of(&error, "no recording by seccomp notification", way_out))
+}
+
+fn pidfd_getfd() -> Result<String, Lack> {
+    let way_out = "use Linux 5.6 or newer";
+    probe::pidfd_getfd()
+        .map(|()| "descriptors of other processes can be taken".to_owned())
+        .map_err(|error| Lack::of(&error, "no recording by seccomp notification", way_out))
+}
