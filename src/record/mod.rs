@@ -131,6 +131,20 @@ pub(crate) struct Shared {
     entry: Condvar,
 }
 
+/// What [`Recorder::inject`] can lose that nothing else provokes at will.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Injection {
+    /// An event of the backend makes no sense.
+    Unreadable,
+    /// An fanotify event cannot be read.
+    ReadError,
+    /// A BPF program was left out.
+    Missed,
+    /// The reader's thread panics.
+    ReaderDies,
+}
+
 /// Everything a recorder saw. Folding it needs no kernel.
 pub struct Recording {
     pub losses: Vec<Loss>,
@@ -205,6 +219,8 @@ impl Recorder {
             read_errors: 0,
             nonsense: 0,
             late: 0,
+            missed: 0,
+            dies: false,
             events: 0,
         };
         reader.drain();
@@ -238,6 +254,18 @@ impl Recorder {
     #[doc(hidden)]
     pub fn hold(&self) -> impl Drop + '_ {
         Hold(self.shared.reader())
+    }
+
+    /// Loses something on purpose: for tests of what becomes of it.
+    #[doc(hidden)]
+    pub fn inject(&self, what: Injection) {
+        let mut reader = self.shared.reader();
+        match what {
+            Injection::Unreadable => reader.nonsense += 1,
+            Injection::ReadError => reader.read_errors += 1,
+            Injection::Missed => reader.missed += 1,
+            Injection::ReaderDies => reader.dies = true,
+        }
     }
 
     /// Marks the overlay mounted at `root` (as this process sees it). Before anything runs in it.
@@ -396,6 +424,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Everything that can be lost between the kernel and the run record, by kind. What each backend
+/// itself loses it counts in its `Control::losses`.
+///
+/// - `fanotify_overflow`: the queue was full, which an unlimited one never is;
+/// - `fanotify_read`: an event could not be read, for example for want of a descriptor;
+/// - `event_unreadable`: a record of the backend made no sense, or a name it needs was lost;
+/// - `late_attach`: a process was in the cgroup before anybody looked, so what it did is unknown;
+/// - `directory_unknown`: the directory of a relative path was closed while the call ran;
+/// - `unattributed`: a file of the container was opened by a process that no event named (the open is
+///   kept);
+/// - `unknown_syscall`: a call number without a name, which no filter can allow;
+/// - `recorder_died`: the reader's thread panicked; what it had read is kept;
+/// - bpf: `ring_full`, `map_full` (more tasks at a time than room for them), `string_fault` (a path was
+///   unmapped while its call ran), `string_cut` (a path of more than 2,048 names or 8 KB),
+///   `left_cgroup` (a process was moved, or cloned a child, out of the cgroup), `mounts_unknown` (more
+///   than 8,192 mounts), `program_missed` (a program was left out while it ran already).
+///
+/// No loss: the BPF side forgets what it reported when its table is full, and reports it again.
 fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) -> Vec<Loss> {
     let unknown = gathered.calls.iter().filter(|c| {
         let arch = fold::arch_of(c.arch);
@@ -406,6 +452,7 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
         ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
+        ("program_missed", reader.missed, "a BPF program was left out while it ran already"),
         ("late_attach", reader.late, "a process was in the cgroup before recording began"),
         ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
         ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
