@@ -10,9 +10,9 @@ use crate::seccomp;
 use crate::source;
 
 use super::image::{Product, log_reasons, same_image};
-use super::results::{Results, pretty};
+use super::results::{Results, pretty, write_json};
 use super::tag::{self, slim_tag};
-use super::{PipelineError, Reporter, Summary, write_whole};
+use super::{PipelineError, Reporter, Summary};
 
 /// `slim build`, checked and ready to run.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     summary.produced(&tree, &Product { keep, allowlist, emitted, file, tag });
     results.summary(&summary)?;
     if spec.profile != results.path("profile.json") {
-        write_whole(&results.path("profile.json"), pretty(&profile).as_bytes())?;
+        write_json(&results.path("profile.json"), &profile)?;
     }
     Ok(summary)
 }
@@ -93,7 +93,7 @@ pub fn merge(profiles: &[PathBuf], output: &Path) -> Result<Profile, PipelineErr
             .merge(read_profile(path)?)
             .map_err(|error| PipelineError::Usage(format!("{}: {error}", path.display())))?;
     }
-    write_whole(output, pretty(&joined).as_bytes())?;
+    write_json(output, &joined)?;
     Ok(joined)
 }
 

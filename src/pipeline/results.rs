@@ -14,10 +14,28 @@ use super::{PipelineError, Summary, io_at};
 /// # Errors
 /// Whatever stops the write, with the path; the old file is then still there.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), PipelineError> {
+    write_by(path, |file| file.write_all(bytes))
+}
+
+/// The same for a value, as [`pretty`] has it, without holding its text: a profile of 100,000 files
+/// has 60 MB of it.
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), PipelineError> {
+    write_by(path, |file| {
+        let mut text = std::io::BufWriter::new(file);
+        serde_json::to_writer_pretty(&mut text, value)?;
+        text.write_all(b"\n")?;
+        text.flush()
+    })
+}
+
+fn write_by(
+    path: &Path,
+    fill: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
+) -> Result<(), PipelineError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        fill(file.as_file_mut())?;
         file.as_file().sync_all()?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         file.as_file().set_permissions(mode)?;

@@ -12,12 +12,12 @@ use crate::seccomp;
 use crate::source;
 
 use super::image::{Product, identity, log_reasons, open_file};
-use super::results::{Results, pretty};
+use super::results::{Results, write_json};
 use super::run::run;
 use super::run_spec::{RunInput, RunOutcome};
 use super::tag::slim_tag;
 use super::verify::{Candidate, Verdict, check};
-use super::{PipelineError, RecorderChoice, Reporter, RunSpec, Summary, write_whole};
+use super::{PipelineError, RecorderChoice, Reporter, RunSpec, Summary};
 
 /// How often the original is recorded again when verification finds something.
 const RETRIES: u64 = 2;
@@ -251,7 +251,7 @@ impl<'a> Work<'a> {
         summary.complete = decided.complete;
         summary.losses = decided.losses;
         summary.syscalls = decided.syscalls;
-        write_whole(&self.results.path("profile.json"), pretty(profile).as_bytes())?;
+        write_json(&self.results.path("profile.json"), profile)?;
         self.results.log(&self.log())?;
         self.results.remove_products()?;
         if let Some(product) = product {

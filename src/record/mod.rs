@@ -80,15 +80,12 @@ pub struct RecorderSpec {
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
-    /// Opens that fail are to be seen too: verification asks for what is not there. Only perf pays for
-    /// it, the others see them anyway.
-    pub lookups: bool,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true, lookups: false }
+        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true }
     }
 }
 
@@ -197,8 +194,7 @@ impl Recorder {
         let family = family(std::process::id());
         let path = spec.cgroup.clone().unwrap_or_default();
         let opened = spec.cgroup.as_deref().map(open_cgroup).transpose()?;
-        let (cgroup, lookups) = (opened.as_ref(), spec.lookups);
-        let start = Start { cgroup, path: &path, family: &family, lookups };
+        let start = Start { cgroup: opened.as_ref(), path: &path, family: &family };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,
@@ -448,7 +444,9 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
     let unknown: HashSet<_> = unknown.map(|c| (c.arch, c.number)).collect();
+    let unseen = if reader.group.is_none() { opens_unseen(gathered) } else { 0 };
     let counted = [
+        ("opens_unseen", unseen, "calls that open files which only fanotify would have told of"),
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
         ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
@@ -466,6 +464,14 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         detail: Some(detail.to_owned()),
     })
     .collect()
+}
+
+/// Calls that name no path and may have opened any file, each once.
+fn opens_unseen(gathered: &Gathered) -> u64 {
+    const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
+    let name = |call: &CallUse| fold::arch_of(call.arch)?.call_name(call.number);
+    let named = |call: &&CallUse| name(call).is_some_and(|name| CALLS.contains(&name));
+    gathered.calls.iter().filter(named).count() as u64
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {

@@ -624,13 +624,13 @@ fn who_comes_late_or_leaves_is_a_loss() {
         fs::write(leaf, &pid).unwrap();
         Recorder::start(spec)
     });
-    let Some(scene) = late else { return sleeper.kill().unwrap() };
     let lost = |scene: Scene| {
         let kinds = scene.finish().losses.into_iter().map(|l| (l.kind, l.number));
         kinds.collect::<Vec<_>>()
     };
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
+    let Some(scene) = late else { return };
     assert_eq!(lost(scene), [("late_attach".to_owned(), 1)]);
 
     let scene = Scene::new("left").unwrap();
