@@ -57,7 +57,8 @@ fn an_incomplete_record_is_marked_in_every_output() {
         files(code == 0);
         let summary = json(&place.out("summary.json"));
         assert_eq!(summary["complete"], false);
-        assert_eq!(kinds(&summary), ["string_cut", "unknown_syscall"], "{summary}");
+        // 300 directories down is deep, but nothing lost
+        assert_eq!(kinds(&summary), ["unknown_syscall"], "{summary}");
         let profile = json(&place.out("profile.json"));
         let mut runs = profile["runs"].as_object().unwrap().values();
         assert!(runs.all(|run| run["complete"] == false && run["losses"][0]["number"] != 0));
@@ -79,10 +80,10 @@ fn an_incomplete_record_is_marked_in_every_output() {
 /// slim's own process, seen from the script, and a way to keep it from reading for a while.
 pub const SLIM: &str = "slim=$(sed -n 's/^PPid:\\t//p' /proc/$PPID/status)";
 
-/// Ways to make a recorder lose something, by the kind of loss: what the script does.
+/// Ways to make a recorder lose something, by the kind of loss: what the script does. `string_cut`
+/// takes a path that nothing on the host could clean up: tests/it/record.rs has it on a tmpfs.
 const INJECTED: &[(&str, &str)] = &[
     ("unknown_syscall", "$SLIM_EXEC probe unknown"),
-    ("string_cut", "$SLIM_EXEC probe deep"),
     ("string_fault", "$SLIM_EXEC probe vanish"),
     ("directory_unknown", "$SLIM_EXEC probe closed"),
     (

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::super::calls::VALUES;
+use super::super::calls::{VALUES, argument};
 use super::super::event::{ENTERED, Event, EventKind};
 use super::super::gather::{MAIN, PHASES, UNRECORDED, phase_number};
 use super::super::notify::Hub;
@@ -243,7 +243,10 @@ impl Calls {
 fn value(number: u32, args: &[u64; 6]) -> Option<u64> {
     let name = Arch::NATIVE.call_name(number)?;
     let (_, index, _) = VALUES.iter().find(|(call, ..)| *call == name)?;
-    (!Watch::Paths.names_call(name)).then(|| args[usize::from(*index) % 6])
+    if Watch::Paths.names_call(name) {
+        return None;
+    }
+    argument(*index, args)
 }
 
 fn is_exec(number: u32) -> bool {

@@ -7,10 +7,13 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -18,6 +21,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static void must(int ok, const char *what)
@@ -49,6 +53,41 @@ static void *exec_in_thread(void *none)
 	execv(thread_argv[0], thread_argv);
 	must(0, thread_argv[0]);
 	return none;
+}
+
+// One unit of work, by name. `new`: files /tmp/0 … that are there or not, each once.
+static void work(const char *what, int n)
+{
+	struct stat st;
+	char name[64];
+	if (!strcmp(what, "getppid")) {
+		syscall(SYS_getppid);
+	} else if (!strcmp(what, "same")) {
+		stat("/etc/passwd", &st);
+	} else if (!strcmp(what, "new")) {
+		snprintf(name, sizeof name, "/tmp/%d", n);
+		stat(name, &st);
+	} else if (!strcmp(what, "relative")) {
+		snprintf(name, sizeof name, "%d", n);
+		stat(name, &st);
+	} else if (!strcmp(what, "spawn")) {
+		pid_t child = vfork();
+		if (!child) execl("/bin/tool", "tool", (char *)0), _exit(1);
+		waitpid(child, 0, 0);
+	} else {
+		must(0, what);
+	}
+}
+
+static void bench(const char *what, int count)
+{
+	struct timespec from, to;
+	for (int n = 0; n < count / 10; n++) work(what, -1 - n);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+	for (int n = 0; n < count; n++) work(what, n);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+	double ns = (to.tv_sec - from.tv_sec) * 1e9 + (to.tv_nsec - from.tv_nsec);
+	printf("%s %.1f\n", what, ns / count);
 }
 
 int main(int argc, char **argv)
@@ -94,6 +133,32 @@ int main(int argc, char **argv)
 			must(chmod(a, 0700) == 0, a), i++;
 		} else if (!strcmp(op, "unlink")) {
 			must(unlink(a) == 0, a), i++;
+		} else if (!strcmp(op, "deep")) { // N directories down from here
+			for (int n = 0; n < atoi(a); n++) must(mkdir("d", 0755) == 0 && chdir("d") == 0, op);
+			must(stat("none", &st) == -1, op), i++;
+		} else if (!strcmp(op, "mkdirfails")) {
+			must(mkdir(a, 0755) == -1 && errno == EEXIST, a), i++;
+		} else if (!strcmp(op, "maps")) { // maps a file for execution
+			int fd = open(a, O_RDONLY);
+			must(mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0) != MAP_FAILED, a);
+			close(fd), i++;
+		} else if (!strcmp(op, "listens")) { // on a port of 127.0.0.1
+			struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(atoi(a)) };
+			in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+			int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+			must(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0, op);
+			must(bind(fd, (void *)&in, sizeof in) == 0 && listen(fd, 1) == 0, a);
+			int to = socket(AF_INET, SOCK_STREAM, 0);
+			must(connect(to, (void *)&in, sizeof in) == 0, a), close(to), close(fd), i++;
+		} else if (!strcmp(op, "ioctls")) { // N different ones
+			for (int n = 0; n < atoi(a); n++) ioctl(0, 0x777000 + n, 0);
+			i++;
+		} else if (!strcmp(op, "chowns")) {
+			must(chown(a, 1, 1) == 0, a), i++;
+		} else if (!strcmp(op, "renamed")) { // DIR NEW NAME: looks at NAME in DIR after its renaming
+			int dir = open(a, O_PATH | O_DIRECTORY);
+			must(rename(a, argv[i + 2]) == 0, a);
+			must(fstatat(dir, argv[i + 3], &st, 0) == 0, argv[i + 3]), close(dir), i += 3;
 		} else if (!strcmp(op, "bindsock")) {
 			struct sockaddr_un un = { .sun_family = AF_UNIX };
 			strcpy(un.sun_path, a);
@@ -120,13 +185,15 @@ int main(int argc, char **argv)
 		} else if (!strcmp(op, "child")) { // N words run in a child only
 			int n = atoi(a), s;
 			if (fork()) { wait(&s); must(s == 0, "child"); i += n + 1; }
-			else { argc = i + n + 2; i++; }
+			else { argc = i + n + 2; argv[argc] = 0; i++; }
 		} else if (!strcmp(op, "again")) { // PATH N
 			for (int n = 0; n < atoi(argv[i + 2]); n++) {
 				int fd = open(a, O_RDONLY);
 				must(fd >= 0, a), close(fd);
 			}
 			i += 2;
+		} else if (!strcmp(op, "bench")) { // WHAT N: prints what one costs in ns
+			bench(a, atoi(argv[i + 2])), i += 2;
 		} else if (!strcmp(op, "threadexec")) { // exec, by a thread that is not the leader
 			pthread_t thread;
 			thread_argv = argv + i + 1;
