@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use slim::model::RootPath;
 
+use crate::losses::SLIM;
 use crate::support::image::{Attr, ImageFixture, LayerFixture};
 use crate::support::{Need, have, json, outcome, script, sh, slim};
 use cases::{CASES, Case, DEEP, Hole, OPEN, OPEN_LOSSES, RECORDERS};
@@ -196,25 +197,28 @@ impl Case {
 
 /// What one run of a recorder saw.
 struct Run {
+    recorder: &'static str,
     profile: Value,
     /// Case → the errno that it ended with.
     results: Vec<i32>,
 }
 
 /// Makes every access in one container under a recorder.
-fn run(stage: &mut Stage, recorder: &str) -> Run {
+fn run(stage: &mut Stage, recorder: &'static str) -> Run {
     let words: Vec<_> = CASES.iter().enumerate().map(|(n, c)| stage.words(n, c)).collect();
     let (quick, stopped): (Vec<_>, Vec<_>) =
         words.iter().zip(CASES).partition(|(_, case)| !case.while_stopped);
     let join = |some: &[(&String, &Case)]| {
         some.iter().map(|(words, _)| words.as_str()).collect::<Vec<_>>().join(" -- ")
     };
-    // what is done while slim is stopped is over, and its processes dead, when slim reads of it
+    // What is done while slim is stopped is over, and its processes dead, when slim reads of it. Where
+    // calls wait for the recorder's answer nothing can be done meanwhile.
+    let (stop, go_on) =
+        if recorder == "bpf" { ("kill -STOP $slim", "kill -CONT $slim") } else { (":", ":") };
     let text = format!(
-        "$SLIM_EXEC /bin/access {} >quick\n\
-         slim=$(sed -n 's/^PPid:\\t//p' /proc/$PPID/status)\n\
+        "$SLIM_EXEC /bin/access {} >quick\n{SLIM}\n\
          exec 3< <($SLIM_EXEC /bin/access sleep 500 -- {}); read -u 3\n\
-         kill -STOP $slim; timeout 30 head -n {} <&3 >stopped; kill -CONT $slim; cat <&3",
+         {stop}; timeout 30 head -n {} <&3 >stopped; {go_on}; cat <&3",
         join(&quick),
         join(&stopped),
         stopped.len(),
@@ -233,7 +237,7 @@ fn run(stage: &mut Stage, recorder: &str) -> Run {
         lines.max().unwrap_or_else(|| panic!("{}: no result", case.access))
     });
     let results = results.collect();
-    Run { profile: json(&stage.path().join("slim-out/profile.json")), results }
+    Run { recorder, profile: json(&stage.path().join("slim-out/profile.json")), results }
 }
 
 fn results(stage: &Stage, name: &str) -> impl Iterator<Item = i32> + use<> {
@@ -244,9 +248,9 @@ fn results(stage: &Stage, name: &str) -> impl Iterator<Item = i32> + use<> {
 }
 
 /// The backends that saw a path, by the evidence in the profile.
-fn backends(profile: &Value, path: &[u8]) -> BTreeSet<String> {
+fn backends(run: &Run, path: &[u8]) -> BTreeSet<String> {
     let key = RootPath::parse(path).unwrap().to_string();
-    let access = [&profile["files"][&key]["access"], &profile["written"][&key]];
+    let access = [&run.profile["files"][&key]["access"], &run.profile["written"][&key]];
     let kinds = access.into_iter().filter_map(Value::as_object).flatten();
     let mut out = BTreeSet::new();
     for (kind, runs) in kinds {
@@ -255,9 +259,9 @@ fn backends(profile: &Value, path: &[u8]) -> BTreeSet<String> {
                 Some(names) => out.extend(names.iter().map(|n| n.as_str().unwrap().to_owned())),
                 // without evidence: what fanotify could have seen as well
                 None if matches!(kind.as_str(), "open" | "exec" | "list") => {
-                    out.extend(["bpf".to_owned(), "fanotify".to_owned()]);
+                    out.extend([run.recorder.to_owned(), "fanotify".to_owned()]);
                 }
-                None => out.extend(["bpf".to_owned()]),
+                None => out.extend([run.recorder.to_owned()]),
             }
         }
     }
@@ -292,7 +296,7 @@ fn differences(stage: &Stage, run: &Run, of: &[&str]) -> Vec<String> {
         }
         let wanted: Vec<_> = case.wants.split(' ').filter_map(thing).collect();
         let saw: Vec<_> =
-            wanted.iter().map(|t| backends(&run.profile, &stage.names[&(number, *t)])).collect();
+            wanted.iter().map(|t| backends(run, &stage.names[&(number, *t)])).collect();
         for name in of {
             match (saw.iter().all(|by| by.contains(*name)), case.hole(name)) {
                 (false, None) => {

@@ -9,7 +9,7 @@
 pub const DEEP: usize = 4095;
 
 /// Recorders that run here, with the backends each is made of.
-pub const RECORDERS: &[(&str, &[&str])] = &[("bpf", &["bpf", "fanotify"])];
+pub const RECORDERS: &[(&str, &[&str])] = &[("bpf", &["bpf", "fanotify"]), ("notify", &["notify"])];
 
 /// Why a backend cannot see an access.
 pub type Hole = &'static str;
