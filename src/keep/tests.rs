@@ -75,7 +75,7 @@ fn run(n: u8) -> RunId {
 }
 
 fn by(phase: &str) -> FirstUse {
-    FirstUse { exe: "/app".into(), argv0: "app".into(), uid: 0, phase: phase.into() }
+    FirstUse { exe: "/app".into(), argv0: "app".into(), phase: phase.into(), ..FirstUse::default() }
 }
 
 fn access(kind: &str, phase: &str) -> Access {

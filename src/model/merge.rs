@@ -1,7 +1,7 @@
 //! Joining profiles: what runs on many machines saw, added up.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -57,6 +57,16 @@ impl Profile {
             let ours = self.syscalls.entry(arch).or_default();
             for (name, arguments) in names {
                 join_paths(ours.entry(name).or_default(), arguments);
+            }
+        }
+        join_paths(&mut self.network, other.network);
+        join_paths(&mut self.capabilities, other.capabilities);
+        for (run, theirs) in other.startup {
+            // one run has one start; of two versions any fixed choice keeps the laws
+            let text = |start| canonical(&serde_json::to_value(start).unwrap_or_default());
+            match self.startup.get(&run) {
+                Some(ours) if text(ours) <= text(&theirs) => {}
+                _ => drop(self.startup.insert(run, theirs)),
             }
         }
         join_extra(&mut self.extra, other.extra);
@@ -120,14 +130,21 @@ fn join_access(ours: &mut Access, theirs: Access) {
 }
 
 /// One run has one first user of a thing. If two profiles of a run differ there, the smaller one
-/// stays, and any real use rather than the runtime's: a use must not vanish behind it.
+/// stays, and any real use rather than the runtime's: a use must not vanish behind it. Who saw it
+/// adds up.
 fn join_first(cell: &mut BTreeMap<RunId, FirstUse>, run: Digest, theirs: FirstUse) {
+    let Some(ours) = cell.get_mut(&run) else {
+        cell.insert(run, theirs);
+        return;
+    };
     let rank = |by: &FirstUse| by.phase == Phase::Runtime.name();
-    let order = |a: &FirstUse, b: &FirstUse| rank(a).cmp(&rank(b)).then_with(|| a.cmp(b));
-    match cell.get(&run) {
-        Some(ours) if order(ours, &theirs) != Ordering::Greater => {}
-        _ => drop(cell.insert(run, theirs)),
+    let who = |by: &FirstUse| FirstUse { backends: BTreeSet::new(), ..by.clone() };
+    let order = |a: &FirstUse, b: &FirstUse| rank(a).cmp(&rank(b)).then_with(|| who(a).cmp(&who(b)));
+    let backends = ours.backends.union(&theirs.backends).cloned().collect();
+    if order(ours, &theirs) == Ordering::Greater {
+        *ours = theirs;
     }
+    ours.backends = backends;
 }
 
 fn join_extra(ours: &mut Extra, theirs: Extra) {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::model::profile::{Loss, PhaseRecord, RunRecord, kind};
+use crate::model::profile::{Loss, PhaseRecord, RunRecord, Startup, Touch, kind};
 use crate::model::{ChainId, ProfileError};
 
 fn identity() -> ImageIdentity {
@@ -43,9 +43,20 @@ fn run(n: u8) -> RunRecord {
 }
 
 fn first_use() -> impl Strategy<Value = FirstUse> {
-    (0..3u32, prop::sample::select(vec!["runtime", "start", "stop"])).prop_map(|(uid, phase)| {
-        FirstUse { exe: "/bin/x".into(), argv0: "x".into(), uid, phase: phase.into() }
-    })
+    let phase = prop::sample::select(vec!["runtime", "start", "stop"]);
+    let backends = prop::collection::btree_set("bpf|fanotify|perf", 0..3);
+    let at = prop::option::of(0..3u64);
+    (0..3u32, phase, prop::collection::vec(1..3u32, 0..3), at, backends).prop_map(
+        |(uid, phase, pids, at_us, backends)| FirstUse {
+            exe: "/bin/x".into(),
+            argv0: "x".into(),
+            uid,
+            phase: phase.into(),
+            pids,
+            at_us,
+            backends,
+        },
+    )
 }
 
 fn access() -> impl Strategy<Value = Access> {
@@ -94,6 +105,9 @@ prop_compose! {
         mounts in paths(),
         calls in btree_map("open|read", btree_map("|domain=1", access(), 1..2), 0..2),
         runs in prop::collection::btree_set(0..3u8, 0..3),
+        network in btree_map("tcp :[12]", access(), 0..2),
+        capabilities in btree_map("CAP_[AB]", access(), 0..2),
+        startup in prop::collection::btree_map(0..2u8, (0..2u64, prop::bool::ANY), 0..2),
         names in prop::collection::btree_set("[ab]:1", 0..2),
         extra in extra(),
         minor in 0..2u8,
@@ -107,6 +121,12 @@ prop_compose! {
         (profile.files, profile.missing) = (files, missing);
         (profile.written, profile.mounts) = (written, mounts);
         profile.syscalls.insert("x86_64".into(), calls);
+        (profile.network, profile.capabilities) = (network, capabilities);
+        let start = |(n, (at_us, more)): (u8, (u64, bool))| {
+            let touch = Touch { path: RootPath::root(), bytes: 1, at_us };
+            (run(n).id(), Startup { touches: vec![touch], more })
+        };
+        profile.startup = startup.into_iter().map(start).collect();
         profile.extra = extra;
         profile
     }
@@ -215,8 +235,12 @@ fn a_file_that_differs_is_a_conflict_and_changes_nothing() {
 
 #[test]
 fn a_real_use_outlives_the_runtimes() {
-    let by =
-        |phase: &str| FirstUse { exe: "/x".into(), argv0: "x".into(), uid: 0, phase: phase.into() };
+    let by = |phase: &str| FirstUse {
+        exe: "/x".into(),
+        argv0: "x".into(),
+        phase: phase.into(),
+        ..FirstUse::default()
+    };
     let with = |phase: &str| {
         let mut profile = Profile::new(identity());
         let path = RootPath::parse(b"/a").unwrap();

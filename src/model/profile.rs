@@ -3,7 +3,7 @@
 //! Every cell is a map from run id to that run's first user, so joining profiles is a union of
 //! maps: commutative, associative, idempotent. Counts are derived, never stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -41,9 +41,22 @@ pub struct Profile {
     #[serde(default)]
     pub mounts: BTreeMap<RootPath, Access>,
     /// By architecture (`x86_64`, `x86`), name (`openat`), arguments (`""`, or for example
-    /// `domain=AF_INET`): how the call was seen.
+    /// `domain=AF_INET,type=SOCK_STREAM,protocol=6`; `...` stands for all beyond a bound): how the call
+    /// was seen.
     #[serde(default)]
     pub syscalls: BTreeMap<String, BTreeMap<String, BTreeMap<String, Access>>>,
+    /// Addresses that sockets were bound to, listened on, connected or sent to (`tcp 0.0.0.0:80`,
+    /// `unix @name`; unix sockets with a path are in `files`, `written` and `mounts`). `...` stands for
+    /// all beyond a bound.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub network: BTreeMap<String, Access>,
+    /// Capabilities that the kernel asked for and granted after the entrypoint's exec, by name, where
+    /// the recorder can see that (Linux 6.14).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub capabilities: BTreeMap<String, Access>,
+    /// What each run read first until its container was ready.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub startup: BTreeMap<RunId, Startup>,
     #[serde(flatten)]
     pub extra: Extra,
     /// Fields below the ones with an `extra` of their own that this version does not know, by key;
@@ -60,9 +73,9 @@ pub struct ImageIdentity {
     /// `os/architecture[/variant]`.
     pub platform: String,
     #[serde(default)]
-    pub names: std::collections::BTreeSet<String>,
+    pub names: BTreeSet<String>,
     #[serde(default)]
-    pub manifest_digests: std::collections::BTreeSet<Digest>,
+    pub manifest_digests: BTreeSet<Digest>,
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -102,16 +115,27 @@ pub mod kind {
     pub const CREATE: &str = "create";
     /// Removed or renamed away.
     pub const REMOVE: &str = "remove";
+    /// Mapped for execution, as shared libraries are.
+    pub const MAP: &str = "map";
     /// A unix socket bound or connected to.
     pub const SOCKET: &str = "socket";
     /// A call that entered the kernel.
     pub const CALL: &str = "call";
     /// A call that a seccomp filter refused: `refused:EPERM`.
     pub const REFUSED: &str = "refused:";
+    /// A call that entered the kernel and failed, or failed on a file: `error:EACCES`.
+    pub const ERROR: &str = "error:";
+    /// A capability that was used.
+    pub const USED: &str = "used";
+    /// What was done with an address.
+    pub const BIND: &str = "bind";
+    pub const LISTEN: &str = "listen";
+    pub const CONNECT: &str = "connect";
+    pub const SEND: &str = "send";
 }
 
 /// Who used a thing first in a run.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FirstUse {
     /// The executable's path in the container, escaped.
     pub exe: String,
@@ -120,6 +144,35 @@ pub struct FirstUse {
     pub uid: u32,
     /// A phase's name, see [`Phase`].
     pub phase: String,
+    /// The process and its ancestors up to the container's first, in slim's pid namespace; as far as the
+    /// backend knows them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pids: Vec<u32>,
+    /// Microseconds since recording began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_us: Option<u64>,
+    /// Who saw it: `bpf`, `fanotify`, `perf`, `notify`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub backends: BTreeSet<String>,
+}
+
+/// What a run read until its container was ready, in the order of first touches.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Startup {
+    pub touches: Vec<Touch>,
+    /// There were more, which are left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+/// A file's first touch: opened, executed or mapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Touch {
+    pub path: RootPath,
+    /// Its size in the image.
+    pub bytes: u64,
+    /// Microseconds since recording began.
+    pub at_us: u64,
 }
 
 /// What a run does at a time. Written into the profile by [`Phase::name`].
@@ -138,6 +191,9 @@ pub enum Phase {
     Health,
     Stop,
     Restart,
+    /// An OCI hook's work before the entrypoint's exec: a reason to keep, unlike the runtime's. A
+    /// GPU toolkit's `ldconfig` is one.
+    Hook,
 }
 
 impl Phase {
@@ -152,6 +208,7 @@ impl Phase {
             Self::Health => "health",
             Self::Stop => "stop",
             Self::Restart => "restart",
+            Self::Hook => "hook",
         }
     }
 }
@@ -248,6 +305,9 @@ impl Profile {
             written: BTreeMap::new(),
             mounts: BTreeMap::new(),
             syscalls: BTreeMap::new(),
+            network: BTreeMap::new(),
+            capabilities: BTreeMap::new(),
+            startup: BTreeMap::new(),
             extra: Extra::new(),
             unknown: Value::Null,
         }
@@ -259,14 +319,18 @@ impl Profile {
     }
 }
 
-/// Notes that `run` used a thing in this way, unless an earlier note of the run is there.
+/// Notes that `run` used a thing in this way, unless an earlier note of the run is there; then only
+/// who saw it, and an earlier time, are added.
 ///
 /// A use by the OCI runtime gives way to the container's own, whichever came first: only the latter
 /// counts.
 pub fn note(access: &mut Access, kind: &str, run: RunId, by: &FirstUse) {
     let runtimes = |user: &FirstUse| user.phase == Phase::Runtime.name();
     let first = access.entry(kind.to_owned()).or_default().entry(run).or_insert_with(|| by.clone());
-    if runtimes(first) && !runtimes(by) {
+    if runtimes(first) == runtimes(by) {
+        first.backends.extend(by.backends.iter().cloned());
+        first.at_us = [first.at_us, by.at_us].into_iter().flatten().min();
+    } else if runtimes(first) {
         *first = by.clone();
     }
 }

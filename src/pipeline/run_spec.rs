@@ -86,10 +86,10 @@ impl RunOutcome {
         recording.fold(profile, tree, &self.record);
         for (path, change) in &self.changed(tree)? {
             let by = FirstUse {
-                exe: String::new(),
                 argv0: "(found in the upper directory)".to_owned(),
-                uid: 0,
                 phase: Phase::Stop.name().to_owned(),
+                backends: ["upper".to_owned()].into(),
+                ..FirstUse::default()
             };
             let what = match change {
                 Change::Created => kind::CREATE,

@@ -70,12 +70,12 @@ use Follow::{Always, If, Never, Unless};
 use Op::{Bind, Change, Connect, Create, Exec, Link, Open, Remove, Rename, Stat};
 
 /// Every call that takes a path, 32-bit twins included; names that an architecture lacks are passed
-/// over. `openat2` keeps its flags in memory: it counts as a plain open.
+/// over. `openat2` keeps its flags in memory: a backend that does not read them says 0.
 #[rustfmt::skip]
 pub const PATH_CALLS: &[PathCall] = &[
     one("open", -1, 0, 1, Unless(O_NOFOLLOW), Open),
     one("openat", 0, 1, 2, Unless(O_NOFOLLOW), Open),
-    one("openat2", 0, 1, -1, Always, Open),
+    one("openat2", 0, 1, -1, Unless(O_NOFOLLOW), Open),
     one("creat", -1, 0, -1, Always, Create),
     one("open_tree", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
     one("open_tree_attr", 0, 1, 2, Unless(AT_NOFOLLOW), Stat),
@@ -160,22 +160,58 @@ pub const PATH_CALLS: &[PathCall] = &[
     one("connect", -1, -1, -1, Always, Connect),
     one("bind", -1, -1, -1, Never, Bind),
     one("sendto", -1, -1, -1, Always, Connect),
+    one("sendmsg", -1, -1, -1, Always, Connect),
+    one("sendmmsg", -1, -1, -1, Always, Connect),
+    one("socketcall", -1, -1, -1, Always, Connect),
 ];
 
-/// Calls with an argument worth recording: (name, its index, its name in profiles).
+/// Index in [`VALUES`] for values made of several arguments, and for those that count only at times;
+/// `enum args` of the BPF source has them one higher.
+const SOCKET: u8 = 6;
+const SOCKET_OPTION: u8 = 7;
+const EXECUTABLE: u8 = 8;
+/// The first word of what the first argument points to, which only the BPF side reads, afterwards.
+const POINTED: u8 = 9;
+
+/// Calls with arguments worth recording: (name, index of the argument or a way to make a value of
+/// several, its name in profiles).
 pub const VALUES: &[(&str, u8, &str)] = &[
-    ("socket", 0, "domain"),
-    ("socketpair", 0, "domain"),
+    ("socket", SOCKET, "domain"),
+    ("socketpair", SOCKET, "domain"),
     ("clone", 0, "flags"),
+    ("clone3", POINTED, "flags"),
     ("unshare", 0, "flags"),
     ("prctl", 0, "option"),
     ("arch_prctl", 0, "code"),
     ("personality", 0, "persona"),
     ("ioctl", 1, "request"),
+    ("fcntl", 1, "cmd"),
+    ("fcntl64", 1, "cmd"),
+    ("mmap", EXECUTABLE, "prot"),
+    ("mmap2", EXECUTABLE, "prot"),
+    ("mprotect", EXECUTABLE, "prot"),
+    ("pkey_mprotect", EXECUTABLE, "prot"),
+    ("setsockopt", SOCKET_OPTION, "level"),
+    ("socketcall", 0, "call"),
     ("ptrace", 0, "request"),
     ("keyctl", 0, "operation"),
     ("bpf", 0, "cmd"),
 ];
+
+/// The key that stands for all values of a call beyond the bound.
+pub const OTHERS: &str = "...";
+
+/// The value of a call by its index in [`VALUES`]; `None` where these arguments are not worth one.
+pub fn argument(index: u8, args: &[u64; 6]) -> Option<u64> {
+    const PROT_EXEC: u64 = 4;
+    match index {
+        SOCKET => Some(args[0] & 0xffff | (args[1] & 0xf) << 16 | args[2] << 32),
+        SOCKET_OPTION => Some(args[1] & 0xffff_ffff | args[2] << 32),
+        EXECUTABLE => (args[2] & PROT_EXEC != 0).then_some(args[2] & 0xffff_ffff),
+        POINTED => None,
+        plain => args.get(usize::from(plain)).map(|value| value & 0xffff_ffff),
+    }
+}
 
 /// The call `name`, if it takes a path.
 pub fn path_call(name: &str) -> Option<&'static PathCall> {
@@ -188,10 +224,7 @@ impl PathCall {
         match self.follow {
             Always => true,
             Never => false,
-            Unless(bit) if self.op == Open && flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
-                debug_assert_eq!(bit, O_NOFOLLOW);
-                false
-            }
+            Unless(O_NOFOLLOW) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => false,
             Unless(bit) => flags & bit == 0,
             If(bit) => flags & bit != 0,
         }
@@ -202,16 +235,28 @@ impl PathCall {
         self.name != "mount" || which == 0 || flags & (MS_BIND | MS_MOVE) != 0
     }
 
-    /// `struct call` of the BPF source.
+    /// The part of the BPF source's `struct call` that is about paths.
     fn descriptor(&self) -> [u8; 8] {
         let up = |index: i8| u8::try_from(index + 1).unwrap_or(0);
         let [(dir0, path0), (dir1, path1)] = self.paths;
-        let sockaddr = match self.name {
-            "connect" | "bind" => 2,
-            "sendto" => 5,
-            _ => 0,
-        };
-        [up(path0), up(path1), up(dir0), up(dir1), up(self.flags), 0, sockaddr, 0]
+        let flags = if self.name == "openat2" { 0x80 | 3 } else { up(self.flags) };
+        [up(path0), up(path1), up(dir0), up(dir1), flags, 0, 0, 0]
+    }
+}
+
+/// `enum what` of the BPF source: what else there is to see when a call ends.
+fn what(name: &str) -> u8 {
+    match name {
+        "connect" | "bind" => 1,
+        "sendto" => 2,
+        "sendmsg" => 3,
+        "sendmmsg" => 4,
+        "listen" => 5,
+        "socketcall" => 6,
+        "mmap" | "mmap2" => 7,
+        "clone3" => 8,
+        "mount" | "umount" | "umount2" | "move_mount" | "pivot_root" => 9,
+        _ => 0,
     }
 }
 
@@ -222,8 +267,14 @@ pub fn descriptors() -> Vec<(u32, [u8; 8])> {
         let Some(arch) = arch else { continue };
         for (number, name) in arch.calls() {
             let mut descriptor = path_call(name).map_or([0; 8], PathCall::descriptor);
-            if let Some((_, index, _)) = VALUES.iter().find(|(call, ..)| *call == name) {
+            if let Some((_, index, _)) = VALUES.iter().find(|(call, ..)| *call == name)
+                && *index != POINTED
+            {
                 descriptor[5] = index + 1;
+            }
+            descriptor[6] = what(name);
+            if name == "mmap" && arch == Arch::X86 {
+                descriptor[5..7].fill(0); // old_mmap: its arguments are in memory, and nothing uses it
             }
             if descriptor != [0; 8] {
                 all.push((offset + number, descriptor));
@@ -233,23 +284,40 @@ pub fn descriptors() -> Vec<(u32, [u8; 8])> {
     all
 }
 
-/// An argument as profiles have it: `domain=AF_INET`, `option=38`, `request=0x5401`.
+/// A value as profiles have it: `domain=AF_INET,type=SOCK_STREAM,protocol=6`, `option=38`,
+/// `request=0x5401`.
 pub fn value_text(name: &str, value: u64) -> String {
+    let (low, high) = (value & 0xffff_ffff, value >> 32);
+    let key = VALUES.iter().find(|(call, ..)| *call == name).map_or("value", |v| v.2);
     match name {
         "io_uring_enter" => format!("opcode={value}"),
-        "socket" | "socketpair" => match family(value) {
-            Some(family) => format!("domain={family}"),
-            None => format!("domain={value}"),
-        },
-        // the low byte is the signal at the child's end
-        "clone" => format!("flags={:#x}", value & !0xff),
-        _ => {
-            let key = VALUES.iter().find(|(call, ..)| *call == name).map_or("value", |v| v.2);
-            match key {
-                "option" | "operation" | "cmd" => format!("{key}={}", value & 0xffff_ffff),
-                _ => format!("{key}={:#x}", value & 0xffff_ffff),
-            }
+        "socket" | "socketpair" => {
+            let (domain, kind) = (low & 0xffff, low >> 16);
+            let domain = family(domain).map_or_else(|| domain.to_string(), str::to_owned);
+            let kind = match kind {
+                1 => "SOCK_STREAM".to_owned(),
+                2 => "SOCK_DGRAM".to_owned(),
+                3 => "SOCK_RAW".to_owned(),
+                5 => "SOCK_SEQPACKET".to_owned(),
+                other => other.to_string(),
+            };
+            format!("domain={domain},type={kind},protocol={high}")
         }
+        "setsockopt" => format!("level={low},name={high}"),
+        // the low byte is the signal at the child's end
+        "clone" => format!("flags={:#x}", low & !0xff),
+        "clone3" => format!("flags={value:#x}"),
+        _ if key == "prot" => {
+            let bits = [(1, "PROT_READ"), (2, "PROT_WRITE"), (4, "PROT_EXEC")];
+            let named = bits.iter().filter(|(bit, _)| low & bit != 0).map(|(_, name)| *name);
+            let rest = (low & !7 != 0).then(|| format!("{:#x}", low & !7));
+            let all: Vec<String> = named.map(str::to_owned).chain(rest).collect();
+            format!("prot={}", all.join("|"))
+        }
+        _ => match key {
+            "option" | "operation" | "cmd" | "call" => format!("{key}={low}"),
+            _ => format!("{key}={low:#x}"),
+        },
     }
 }
 
@@ -302,7 +370,13 @@ mod tests {
 
     #[test]
     fn values_read_as_people_write_them() {
-        assert_eq!(value_text("socket", 2), "domain=AF_INET");
+        let socket = argument(SOCKET, &[2, 0o2_000_001, 6, 0, 0, 0]).unwrap();
+        assert_eq!(value_text("socket", socket), "domain=AF_INET,type=SOCK_STREAM,protocol=6");
+        let option = argument(SOCKET_OPTION, &[3, 1, 2, 0, 0, 0]).unwrap();
+        assert_eq!(value_text("setsockopt", option), "level=1,name=2");
+        assert_eq!(argument(EXECUTABLE, &[0, 0, 3, 0, 0, 0]), None);
+        assert_eq!(value_text("mmap", 5), "prot=PROT_READ|PROT_EXEC");
+        assert_eq!(value_text("fcntl", 4), "cmd=4");
         assert_eq!(value_text("clone", 0x0120_0011), "flags=0x1200000");
         assert_eq!(value_text("ioctl", 0x5401), "request=0x5401");
     }

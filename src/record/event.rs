@@ -1,10 +1,6 @@
-//! What backends saw, as values; and those of the BPF side from bytes: mirrors `struct head` in
-//! `bpf/slim.bpf.c`.
+//! What backends saw, as values. Who sees what, and by which means, is the backend's own affair.
 
-/// Bytes of `struct head`.
-const HEAD: usize = 64;
-
-/// What the BPF side saw.
+/// What a backend saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub kind: EventKind,
@@ -24,7 +20,10 @@ pub struct Event {
     pub result: i32,
     pub mnt_ns: u32,
     pub value: u64,
-    pub data: [Vec<u8>; 6],
+    /// Path, exec: the string as used, the directory it starts from, the task's root; exec: the
+    /// executable, the interpreter of a script, argv[0], the ELF interpreter. Directories and files are
+    /// names leaf first, each with a NUL.
+    pub data: [Vec<u8>; 7],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +41,17 @@ pub enum EventKind {
     Host,
     /// What a process runs, found by looking and not by its exec.
     Name,
-    /// The text of a mountinfo file, as the first piece of data.
+    /// The text of a mountinfo file, as the first piece of data: the mounts of `mnt_ns` from now on.
     Mounts,
+    /// A call failed, with the error as its result.
+    Failed,
+    /// A file (the executable's place in the data) was mapped for execution.
+    Map,
+    /// A socket address was handed to a call: the address as the first piece of data, the socket's
+    /// type in the low half of the value and its protocol in the high one.
+    Address,
+    /// A capability, by its number, was asked for and granted.
+    Capability,
 }
 
 impl Event {
@@ -70,48 +78,13 @@ impl Event {
     }
 }
 
+/// The task runs what the image holds.
 pub const ENTERED: u32 = 1;
 pub const BASE_UNKNOWN: u32 = 4;
 pub const ROOT_ON_OVERLAY: u32 = 8;
 pub const EXE_ON_OVERLAY: u32 = 16;
-
-/// Reads one event; `None` if the bytes are none (a broken object, never a running system).
-pub fn parse_event(raw: &[u8]) -> Option<Event> {
-    let head = raw.get(..HEAD)?;
-    let u16_at = |at: usize| Some(u16::from_ne_bytes(head.get(at..at + 2)?.try_into().ok()?));
-    let u32_at = |at: usize| Some(u32::from_ne_bytes(head.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |at: usize| Some(u64::from_ne_bytes(head.get(at..at + 8)?.try_into().ok()?));
-    let mut rest = raw.get(HEAD..)?;
-    let mut data: [Vec<u8>; 6] = Default::default();
-    for (index, piece) in data.iter_mut().enumerate() {
-        let (bytes, tail) = rest.split_at_checked(u16_at(48 + 2 * index)?.into())?;
-        *piece = bytes.to_vec();
-        rest = tail;
-    }
-    Some(Event {
-        kind: kind(head[0])?,
-        arch: head[1],
-        phase: head[2],
-        role: head[3],
-        flags: u32_at(4)?,
-        pid: u32_at(8)?,
-        other: u32_at(12)?,
-        time: u64_at(16)?,
-        uid: u32_at(24)?,
-        number: u32_at(28)?,
-        result: u32_at(32)?.cast_signed(),
-        mnt_ns: u32_at(36)?,
-        value: u64_at(40)?,
-        data,
-    })
-}
-
-fn kind(byte: u8) -> Option<EventKind> {
-    use EventKind::{Call, Exec, Exit, Fork, Host, Path, Refused, Sight, Value};
-    [Sight, Fork, Exec, Exit, Call, Refused, Value, Path, Host]
-        .get(usize::from(byte).checked_sub(1)?)
-        .copied()
-}
+/// A value stands for all that follow.
+pub const OTHERS: u32 = 64;
 
 /// A string without its NUL.
 pub fn text(piece: &[u8]) -> &[u8] {
@@ -125,34 +98,4 @@ pub fn path_of(names: &[u8]) -> Vec<u8> {
     let mut path = vec![b'/'];
     path.extend(names.join(&b'/'));
     path
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_read_field_by_field() {
-        let mut raw = vec![8, 1, 2, 100];
-        for word in [9u32, 42, 1] {
-            raw.extend(word.to_ne_bytes());
-        }
-        raw.extend(7u64.to_ne_bytes());
-        for word in [1000u32, 257, (-2i32).cast_unsigned(), 5] {
-            raw.extend(word.to_ne_bytes());
-        }
-        raw.extend(6u64.to_ne_bytes());
-        for len in [4u16, 8, 0, 0, 0, 0] {
-            raw.extend(len.to_ne_bytes());
-        }
-        raw.extend([0; 4]);
-        raw.extend(b"abc\0lib\0usr\0");
-        let event = parse_event(&raw).unwrap();
-        assert_eq!((event.kind, event.role, event.pid), (EventKind::Path, 100, 42));
-        assert_eq!((event.result, event.uid, event.number), (-2, 1000, 257));
-        assert_eq!(text(&event.data[0]), b"abc");
-        assert_eq!(path_of(&event.data[1]), b"/usr/lib");
-        assert_eq!(path_of(&event.data[2]), b"/");
-        assert_eq!(parse_event(&raw[..raw.len() - 1]), None);
-    }
 }

@@ -3,16 +3,20 @@
 use std::collections::HashMap;
 
 use super::Recording;
-use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, Op};
-use super::gather::{CallUse, FileUse, PathUse, libc_errno as errno};
+use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op};
+use super::gather::{AddressUse, By, CallUse, FileUse, How, PathUse, libc_errno as errno};
 use super::mounts::{MountTable, Place};
-use crate::model::profile::{FileCell, RunId, kind, note};
-use crate::model::{Arch, FirstUse, NodeKind, Phase, Profile, Resolved, RootPath, Tree};
+use super::network::{self, Address};
+use crate::model::profile::{FileCell, RunId, Startup, Touch, kind, note};
+use crate::model::{Arch, NodeKind, Phase, Profile, Resolved, RootPath, Tree};
 
 /// Kind of access of a failed lookup on another mount; [`Profile::missing`] is the overlay's.
 const MISSING: &str = "missing";
-/// Argument values that a cell keeps for each call.
+/// Argument values that a cell keeps for each call, and network addresses for each run.
 const MAX_VALUES: usize = 64;
+const MAX_ADDRESSES: usize = 1024;
+/// First touches that a run's `startup` lists.
+const MAX_TOUCHES: usize = 4096;
 
 struct Fold<'a> {
     profile: &'a mut Profile,
@@ -22,20 +26,37 @@ struct Fold<'a> {
     usual: MountTable,
     /// Path → when the run first removed it or renamed it away.
     removed: HashMap<RootPath, u64>,
+    /// When what was renamed to which path, and its path before.
+    moved: Vec<(u64, RootPath, RootPath)>,
+    /// First touches of regular files until the container was ready, ns after the start.
+    touches: HashMap<RootPath, u64>,
 }
 
 /// Adds `recording` to `profile`. What the runtime did comes last, so that a cell names the runtime
 /// only where nobody else used the thing.
 pub fn fold(recording: &Recording, profile: &mut Profile, tree: &Tree, run: RunId) {
-    let usual = MountTable::usual();
-    let mut fold = Fold { profile, tree, run, recording, usual, removed: HashMap::new() };
+    let mut fold = Fold {
+        profile,
+        tree,
+        run,
+        recording,
+        usual: MountTable::usual(),
+        removed: HashMap::new(),
+        moved: Vec::new(),
+        touches: HashMap::new(),
+    };
     fold.note_removals();
     for runtime in [false, true] {
-        let pass = |by: &FirstUse| (by.phase == Phase::Runtime.name()) == runtime;
-        recording.files.iter().filter(|f| pass(&f.by)).for_each(|f| fold.file(f));
+        let pass = |by: &By| by.is_runtime() == runtime;
         recording.paths.iter().filter(|p| pass(&p.by)).for_each(|p| fold.path(p));
+        recording.files.iter().filter(|f| pass(&f.by)).for_each(|f| fold.file(f));
         recording.calls.iter().filter(|c| pass(&c.by)).for_each(|c| fold.call(c));
+        recording.addresses.iter().filter(|a| pass(&a.by)).for_each(|a| fold.address(a));
     }
+    for (number, by) in &recording.capabilities {
+        fold.capability(*number, by);
+    }
+    fold.startup();
 }
 
 /// The architecture behind an event's number for it.
@@ -51,15 +72,17 @@ fn op_of(used: &PathUse) -> Option<&'static calls::PathCall> {
 impl Fold<'_> {
     fn file(&mut self, used: &FileUse) {
         let Some(path) = RootPath::parse(&used.path) else { return };
-        let what = match (used.exec, used.dir) {
-            (true, _) => kind::EXEC,
-            (_, true) => kind::LIST,
-            _ => kind::OPEN,
+        let path = if self.tree.has(&path) { path } else { self.before_moves(path, used.by.time) };
+        let what = match used.how {
+            How::Exec => kind::EXEC,
+            How::List => kind::LIST,
+            How::Open => kind::OPEN,
+            How::Map => kind::MAP,
         };
         self.note_file(&path, what, &used.by);
     }
 
-    fn note_file(&mut self, path: &RootPath, what: &str, by: &FirstUse) {
+    fn note_file(&mut self, path: &RootPath, what: &str, by: &By) {
         let Some(node) = self.tree.get(path) else { return };
         let content = match &node.kind {
             NodeKind::File { content, .. } => Some(*content),
@@ -72,7 +95,33 @@ impl Fold<'_> {
             access: Default::default(),
             extra: Default::default(),
         });
-        note(&mut cell.access, what, self.run, by);
+        note(&mut cell.access, what, self.run, &by.first_use(self.recording.start));
+        let read = matches!(what, kind::OPEN | kind::EXEC | kind::MAP);
+        if read && content.is_some() && by.phase == Phase::Start {
+            let at = by.time.saturating_sub(self.recording.start);
+            let first = self.touches.entry(path.clone()).or_insert(at);
+            *first = at.min(*first);
+        }
+    }
+
+    /// The order in which files were first read until the container was ready.
+    fn startup(&mut self) {
+        let mut all: Vec<_> = std::mem::take(&mut self.touches).into_iter().collect();
+        if all.is_empty() {
+            return;
+        }
+        all.sort_by(|(p, a), (q, b)| a.cmp(b).then_with(|| p.cmp(q)));
+        let more = all.len() > MAX_TOUCHES;
+        all.truncate(MAX_TOUCHES);
+        let touch = |(path, at): (RootPath, u64)| {
+            let bytes = match self.tree.get(&path)?.kind {
+                NodeKind::File { size, .. } => size,
+                _ => 0,
+            };
+            Some(Touch { path, bytes, at_us: at / 1000 })
+        };
+        let touches = all.into_iter().filter_map(touch).collect();
+        self.profile.startup.insert(self.run, Startup { touches, more });
     }
 
     fn path(&mut self, used: &PathUse) {
@@ -90,10 +139,13 @@ impl Fold<'_> {
             Place::Elsewhere => {
                 let what = if failed { MISSING } else { kinds(call.op, used)[0] };
                 let access = self.profile.mounts.entry(found.path).or_default();
-                note(access, what, self.run, &used.by);
+                note(access, what, self.run, &used.by.first_use(self.recording.start));
             }
             Place::Overlay(_) if failed => self.missing(&found, call.op, used),
-            Place::Overlay(_) if error != 0 => self.note_file(&found.path, kind::STAT, &used.by),
+            Place::Overlay(_) if error != 0 => {
+                self.note_file(&found.path, kind::STAT, &used.by);
+                self.note_file(&found.path, &failure(error), &used.by);
+            }
             Place::Overlay(_) => self.done(&found, call.op, used),
         }
     }
@@ -107,11 +159,12 @@ impl Fold<'_> {
             Some(parent) if makes => parent,
             _ => found.path.clone(),
         };
-        let gone = |p: &RootPath| self.removed.get(p).is_some_and(|at| *at < used.time);
+        let gone = |p: &RootPath| self.removed.get(p).is_some_and(|at| *at < used.by.time);
         if gone(&path) || path.ancestors().any(|p| gone(&p)) || path.is_root() {
             return;
         }
-        note(self.profile.missing.entry(path).or_default(), kind::STAT, self.run, &used.by);
+        let by = used.by.first_use(self.recording.start);
+        note(self.profile.missing.entry(path).or_default(), kind::STAT, self.run, &by);
     }
 
     /// Notes a call that succeeded.
@@ -125,7 +178,7 @@ impl Fold<'_> {
                     let what = if replaces { kind::CHANGE } else { what };
                     self.note_file(&found.path, what, &used.by);
                     let access = self.profile.written.entry(found.path.clone()).or_default();
-                    note(access, what, self.run, &used.by);
+                    note(access, what, self.run, &used.by.first_use(self.recording.start));
                 }
                 _ => self.note_file(&found.path, what, &used.by),
             }
@@ -136,8 +189,9 @@ impl Fold<'_> {
     fn locate(&self, used: &PathUse, follow: bool) -> Option<(Resolved, Place)> {
         let root = RootPath::parse(&used.root)?;
         let base = RootPath::parse(&used.base)?;
-        let table = self.recording.mounts.get(&used.mnt_ns);
-        let table = table.or_else(|| self.recording.mounts.values().next()).unwrap_or(&self.usual);
+        // a call that changes the mounts found its paths by those before
+        let mounts = self.recording.mounts.get(&used.mnt_ns);
+        let table = mounts.and_then(|m| m.at(used.by.time)).unwrap_or(&self.usual);
         let mut found = self.tree.resolve(&root, &base, &used.raw, follow)?;
         // once for each mount of the overlay on itself that leads somewhere else
         for _ in 0..4 {
@@ -148,22 +202,54 @@ impl Fold<'_> {
                     links.append(&mut found.links);
                     found.links = links;
                 }
-                place => return Some((found, place)),
+                place => {
+                    if !found.exists && used.result >= 0 {
+                        found.path = self.before_moves(found.path, used.by.time);
+                        found.exists = self.tree.has(&found.path);
+                    }
+                    return Some((found, place));
+                }
             }
         }
         None
     }
 
+    /// The image's own path of what is at `path` after the renames until `time`; `path` itself if none
+    /// of them explains it.
+    fn before_moves(&self, path: RootPath, time: u64) -> RootPath {
+        let mut at = path.clone();
+        for (when, new, old) in self.moved.iter().rev().filter(|(when, ..)| *when <= time) {
+            let _ = when;
+            if at.is_within(new) {
+                let below = at.components().skip(new.components().count());
+                at = below.fold(old.clone(), |at, name| at.join(name));
+            }
+        }
+        if self.tree.has(&at) { at } else { path }
+    }
+
     fn note_removals(&mut self) {
+        let mut before: Option<(u64, RootPath)> = None;
         for used in &self.recording.paths {
             let Some(call) = op_of(used) else { continue };
-            let removes = call.op == Op::Remove || (call.op == Op::Rename && used.which == 0);
-            if !removes || used.result < 0 {
+            let moves = call.op == Op::Rename && used.result >= 0;
+            let removes = call.op == Op::Remove && used.result >= 0;
+            if !moves && !removes {
                 continue;
             }
-            if let Some((found, Place::Overlay(_))) = self.locate(used, false) {
-                let at = self.removed.entry(found.path).or_insert(used.time);
-                *at = used.time.min(*at);
+            let Some((found, Place::Overlay(_))) = self.locate(used, false) else { continue };
+            match used.which {
+                0 => {
+                    let at = self.removed.entry(found.path.clone()).or_insert(used.by.time);
+                    *at = used.by.time.min(*at);
+                    before = moves.then_some((used.by.time, found.path));
+                }
+                // the two paths of one call come one after the other
+                _ => {
+                    if let Some((_, old)) = before.take() {
+                        self.moved.push((used.by.time, found.path, old));
+                    }
+                }
             }
         }
     }
@@ -173,13 +259,48 @@ impl Fold<'_> {
         let Some(name) = arch.call_name(used.number) else { return };
         let calls = self.profile.syscalls.entry(arch.name().to_owned()).or_default();
         let cells = calls.entry(name.to_owned()).or_default();
-        let args = used.value.map(|value| calls::value_text(name, value)).unwrap_or_default();
-        if cells.len() >= MAX_VALUES && !args.is_empty() && !cells.contains_key(&args) {
-            return;
+        let mut args = used.value.map(|value| calls::value_text(name, value)).unwrap_or_default();
+        let told = cells.keys().filter(|args| !args.is_empty()).count();
+        if !args.is_empty() && (used.others || told >= MAX_VALUES && !cells.contains_key(&args)) {
+            OTHERS.clone_into(&mut args);
         }
-        let what = used.refused.map_or_else(|| kind::CALL.to_owned(), refusal);
-        note(cells.entry(args).or_default(), &what, self.run, &used.by);
+        let what = match (used.refused, used.failed) {
+            (Some(result), _) => refusal(result),
+            (_, Some(result)) => failure(-result),
+            _ => kind::CALL.to_owned(),
+        };
+        let by = used.by.first_use(self.recording.start);
+        note(cells.entry(args).or_default(), &what, self.run, &by);
     }
+
+    fn address(&mut self, used: &AddressUse) {
+        let name = arch_of(used.arch).and_then(|arch| arch.call_name(used.number));
+        let Some(Address { text, what }) = name.and_then(|name| network::address(name, used))
+        else {
+            return;
+        };
+        let full = self.profile.network.len() >= MAX_ADDRESSES;
+        let key = if full && !self.profile.network.contains_key(&text) { OTHERS.into() } else { text };
+        let access = self.profile.network.entry(key).or_default();
+        let by = used.by.first_use(self.recording.start);
+        // a connect that goes on in the background has not failed
+        if used.result >= 0 || used.result == -errno::EINPROGRESS {
+            note(access, what, self.run, &by);
+        } else {
+            note(access, &failure(-used.result), self.run, &by);
+        }
+    }
+
+    fn capability(&mut self, number: u64, by: &By) {
+        let name = network::capability(number);
+        let by = by.first_use(self.recording.start);
+        note(self.profile.capabilities.entry(name).or_default(), kind::USED, self.run, &by);
+    }
+}
+
+/// `error:EACCES`.
+fn failure(error: i32) -> String {
+    format!("{}{:?}", kind::ERROR, nix::errno::Errno::from_raw(error))
 }
 
 /// `refused:EPERM`. A filter that traps leaves no error: SIGSYS.

@@ -2,16 +2,17 @@
 //! when a file may be silenced.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::event::{
-    BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, ROOT_ON_OVERLAY, path_of, text,
+    BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, OTHERS, ROOT_ON_OVERLAY, path_of, text,
 };
-use super::mounts::MountTable;
+use super::mounts::Mounts;
 use crate::model::{FirstUse, Phase, escape};
 
 /// Phases by the number that the BPF side has for them.
-pub const PHASES: [Phase; 8] = [
+pub const PHASES: [Phase; 9] = [
     Phase::Runtime,
     Phase::Start,
     Phase::Coverage,
@@ -20,6 +21,7 @@ pub const PHASES: [Phase; 8] = [
     Phase::Health,
     Phase::Stop,
     Phase::Restart,
+    Phase::Hook,
 ];
 /// The BPF side's number for the main container's role.
 pub const MAIN: u8 = 100;
@@ -64,56 +66,127 @@ impl Process {
     }
 }
 
+/// What a process ran at a time. Shared by all that it used meanwhile.
 #[derive(Debug, Default)]
 struct Who {
     exe: String,
     argv0: String,
+    /// The process and its ancestors up to the container's first.
+    pids: Vec<u32>,
+}
+
+/// Who used a thing, when, and who says so; small, because there are as many as things used.
+#[derive(Debug, Clone)]
+pub struct By {
+    who: Arc<Who>,
+    pub uid: u32,
+    pub phase: Phase,
+    /// ns, `CLOCK_MONOTONIC`.
+    pub time: u64,
+    pub backend: &'static str,
+}
+
+/// The backend that opens come from.
+pub const FANOTIFY: &str = "fanotify";
+
+impl By {
+    /// A use by somebody that nothing names.
+    pub fn nobody(phase: Phase) -> Self {
+        Self { who: Arc::default(), uid: 0, phase, time: now(), backend: FANOTIFY }
+    }
+
+    pub fn is_runtime(&self) -> bool {
+        self.phase == Phase::Runtime
+    }
+
+    /// As profiles have it, for a recorder that started at `start`.
+    pub fn first_use(&self, start: u64) -> FirstUse {
+        FirstUse {
+            exe: self.who.exe.clone(),
+            argv0: self.who.argv0.clone(),
+            uid: self.uid,
+            phase: self.phase.name().to_owned(),
+            pids: self.who.pids.clone(),
+            at_us: Some(self.time.saturating_sub(start) / 1000),
+            backends: [self.backend.to_owned()].into(),
+        }
+    }
+}
+
+/// ns of `CLOCK_MONOTONIC`.
+pub fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 /// A path handed to a call.
 #[derive(Debug, Clone)]
 pub struct PathUse {
-    pub raw: Vec<u8>,
+    pub raw: Box<[u8]>,
     /// Where a relative path starts; absolute, in the overlay.
-    pub base: Vec<u8>,
+    pub base: Arc<[u8]>,
     /// The task's root, in the overlay.
-    pub root: Vec<u8>,
+    pub root: Arc<[u8]>,
     pub arch: u8,
     pub number: u32,
     /// 0 first path, 1 second, 2 socket address.
     pub which: u32,
     pub flags: u64,
     pub result: i32,
-    pub time: u64,
     pub mnt_ns: u32,
-    pub by: FirstUse,
+    pub by: By,
 }
 
-/// A file of the overlay that was opened, by its own path there.
+/// How a file of the overlay was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum How {
+    Open,
+    List,
+    Exec,
+    /// Mapped for execution.
+    Map,
+}
+
+/// A file of the overlay that was used, by its own path there.
 #[derive(Debug, Clone)]
 pub struct FileUse {
-    pub path: Vec<u8>,
-    pub exec: bool,
-    pub dir: bool,
-    pub by: FirstUse,
+    pub path: Box<[u8]>,
+    pub how: How,
+    pub by: By,
 }
 
-/// A call, its refusal (with the result) or one of its arguments.
+/// A call, its refusal or failure (with the result), or one of its arguments.
 #[derive(Debug, Clone)]
 pub struct CallUse {
     pub arch: u8,
     pub number: u32,
     pub refused: Option<i32>,
+    pub failed: Option<i32>,
     pub value: Option<u64>,
-    pub by: FirstUse,
+    /// The value stands for all that followed.
+    pub others: bool,
+    pub by: By,
+}
+
+/// A socket address handed to a call.
+#[derive(Debug, Clone)]
+pub struct AddressUse {
+    pub arch: u8,
+    pub number: u32,
+    pub result: i32,
+    /// `SOCK_STREAM` and the like.
+    pub kind: u32,
+    pub protocol: u32,
+    pub address: Box<[u8]>,
+    pub by: By,
 }
 
 /// Whose an open is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Owner {
     /// Counts; by whom, and whether it may be silenced from here on.
     Counted {
-        by: FirstUse,
+        by: By,
         silence: bool,
     },
     /// `slim exec --unrecorded`, or slim's own helpers.
@@ -124,16 +197,22 @@ pub enum Owner {
 /// Everything seen so far.
 #[derive(Debug, Default)]
 pub struct Gathered {
+    /// Name of the backend that events come from.
+    pub backend: &'static str,
     processes: HashMap<u32, Process>,
     gone: Vec<u32>,
     going: Vec<u32>,
     pub paths: Vec<PathUse>,
-    paths_seen: HashSet<PathKey>,
+    /// Hashes of what was noted.
+    noted: HashSet<u128>,
+    /// Directories, each kept once.
+    dirs: HashSet<Arc<[u8]>>,
     pub files: Vec<FileUse>,
-    files_seen: HashSet<(Vec<u8>, bool, bool)>,
     pub calls: Vec<CallUse>,
+    pub addresses: Vec<AddressUse>,
+    pub capabilities: Vec<(u64, By)>,
     /// By the inode number of the mount namespace.
-    pub mounts: HashMap<u32, MountTable>,
+    pub mounts: HashMap<u32, Mounts>,
     /// The entrypoint's exec happened.
     pub entered: bool,
     /// The entrypoint's exec was read from the fanotify queue.
@@ -144,17 +223,6 @@ pub struct Gathered {
     pub unattributed: u64,
     /// Mount namespaces to look at, with a process in each.
     pub look_at: Vec<(u32, u32)>,
-}
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct PathKey {
-    raw: Vec<u8>,
-    base: Vec<u8>,
-    root: Vec<u8>,
-    call: (u8, u32, u32),
-    flags: u64,
-    error: i32,
-    runtime: bool,
 }
 
 impl Gathered {
@@ -168,14 +236,26 @@ impl Gathered {
             EventKind::Exit => self.exit(event.pid),
             EventKind::Name => self.name(&event),
             EventKind::Mounts => {
-                self.mounts.insert(event.mnt_ns, MountTable::parse(&event.data[0]));
+                let mounts = self.mounts.entry(event.mnt_ns).or_default();
+                mounts.add(event.time, &event.data[0]);
             }
-            EventKind::Call | EventKind::Refused | EventKind::Value => self.call(&event),
+            EventKind::Call | EventKind::Refused | EventKind::Failed | EventKind::Value => {
+                self.call(&event);
+            }
             EventKind::Path => {
                 if event.result == 0 && is_mount(event.arch, event.number) {
-                    self.look_at.push((event.mnt_ns, event.pid));
+                    self.look_at(&event);
                 }
                 self.path(event);
+            }
+            EventKind::Map => {
+                let by = self.by(&event);
+                self.used(path_of(&event.data[3]), How::Map, by);
+            }
+            EventKind::Address => self.address(event),
+            EventKind::Capability => {
+                let by = self.by(&event);
+                self.capabilities.push((event.value, by));
             }
         }
     }
@@ -186,13 +266,34 @@ impl Gathered {
         self.processes.insert(pid, host);
     }
 
+    /// The mounts of a process's namespace are to be read, by a backend that does not tell them.
+    fn look_at(&mut self, event: &Event) {
+        if !self.tells_mounts() {
+            self.look_at.push((event.mnt_ns, event.pid));
+        }
+    }
+
+    fn tells_mounts(&self) -> bool {
+        self.backend == crate::record::Backend::Bpf.name()
+    }
+
     fn start(&mut self, event: &Event) {
-        self.processes.insert(event.pid, Process::new(event.role, event.uid));
+        let who = Arc::new(Who { pids: vec![event.pid], ..Who::default() });
+        let process = Process { who, ..Process::new(event.role, event.uid) };
+        self.processes.insert(event.pid, process);
+    }
+
+    /// Whether `pid` is one of the container's, by what the backend said.
+    pub fn knows(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_some_and(|process| !process.host)
     }
 
     fn fork(&mut self, event: &Event) {
         let entered = event.flags & ENTERED != 0;
-        let who = self.processes.get(&event.pid).map(|p| Arc::clone(&p.who)).unwrap_or_default();
+        let parent = self.processes.get(&event.pid).map(|p| Arc::clone(&p.who)).unwrap_or_default();
+        let pids = [&[event.other], &parent.pids[..]].concat();
+        let (exe, argv0) = (parent.exe.clone(), parent.argv0.clone());
+        let who = Arc::new(Who { exe, argv0, pids });
         let base = Process::new(event.role, event.uid);
         let child = Process { entered, entered_in_queue: entered, who, ..base };
         self.processes.insert(event.other, child);
@@ -210,7 +311,11 @@ impl Gathered {
         let process =
             self.processes.entry(event.pid).or_insert_with(|| Process::new(event.role, event.uid));
         let exe = escape(&path_of(&event.data[3]));
-        process.who = Arc::new(Who { exe, argv0: escape(text(&event.data[5])) });
+        let pids = match &process.who.pids {
+            none if none.is_empty() => vec![event.pid],
+            pids => pids.clone(),
+        };
+        process.who = Arc::new(Who { exe, argv0: escape(text(&event.data[5])), pids });
         (process.role, process.uid) = (event.role, event.uid);
         if event.flags & ENTERED != 0 {
             (process.entered, process.entered_in_queue) = (true, true);
@@ -226,7 +331,8 @@ impl Gathered {
         if let Some(process) = self.processes.get_mut(&event.pid) {
             let exe = escape(&path_of(&event.data[3]));
             let argv0 = escape(text(&event.data[5]));
-            process.who = Arc::new(Who { exe, argv0 });
+            let pids = process.who.pids.clone();
+            process.who = Arc::new(Who { exe, argv0, pids });
             process.uid = event.uid;
             process.role = event.role;
             process.entered = entered;
@@ -236,9 +342,15 @@ impl Gathered {
         }
         self.enter_in_queue(&event);
         if !self.mounts.contains_key(&event.mnt_ns) {
-            self.look_at.push((event.mnt_ns, event.pid));
+            self.look_at(&event);
         }
         self.entered |= event.role == MAIN;
+        let loader = (!event.data[6].is_empty()).then(|| path_of(&event.data[6]));
+        let exe = on_overlay.then(|| path_of(&event.data[3]));
+        for path in loader.into_iter().chain(exe) {
+            let by = self.by(&event);
+            self.used(path, How::Exec, by);
+        }
         let execve = crate::model::Arch::NATIVE.call_number("execve").unwrap_or(0);
         let interp = text(&event.data[4]).to_vec();
         let file = text(&event.data[0]).to_vec();
@@ -268,21 +380,42 @@ impl Gathered {
         process.entered_in_queue = true;
         self.entry_in_queue |= event.role == MAIN;
         let by = self.by(event);
-        executing.into_iter().for_each(|path| self.opened(path, true, false, by.clone()));
+        let by = By { backend: FANOTIFY, ..by };
+        executing.into_iter().for_each(|path| self.used(path, How::Exec, by.clone()));
     }
 
     fn call(&mut self, event: &Event) {
-        let by = self.by(event);
-        let refused = (event.kind == EventKind::Refused).then_some(event.result);
-        let value = (event.kind == EventKind::Value).then_some(event.value);
-        self.calls.push(CallUse { arch: event.arch, number: event.number, refused, value, by });
+        let only = |kind| event.kind == kind;
+        self.calls.push(CallUse {
+            arch: event.arch,
+            number: event.number,
+            refused: only(EventKind::Refused).then_some(event.result),
+            failed: only(EventKind::Failed).then_some(event.result),
+            value: only(EventKind::Value).then_some(event.value),
+            others: event.flags & OTHERS != 0,
+            by: self.by(event),
+        });
+    }
+
+    fn address(&mut self, event: Event) {
+        let by = self.by(&event);
+        let [address, ..] = event.data;
+        self.addresses.push(AddressUse {
+            arch: event.arch,
+            number: event.number,
+            result: event.result,
+            kind: u32::try_from(event.value & 0xffff_ffff).unwrap_or(0),
+            protocol: u32::try_from(event.value >> 32).unwrap_or(0),
+            address: address.into(),
+            by,
+        });
     }
 
     fn path(&mut self, event: Event) {
         if event.flags & ROOT_ON_OVERLAY == 0 {
             return; // a runtime that is still at the host's root
         }
-        let raw = text(&event.data[0]).to_vec();
+        let raw = text(&event.data[0]);
         if event.flags & BASE_UNKNOWN != 0 {
             // EBADF is the call's own answer to a descriptor that is none
             self.bases_unknown += u64::from(event.result != -libc_errno::EBADF);
@@ -290,37 +423,40 @@ impl Gathered {
         }
         let absolute = raw.first() == Some(&b'/');
         let base = if absolute { b"/".to_vec() } else { path_of(&event.data[1]) };
+        let root = path_of(&event.data[2]);
+        let call = (event.arch, event.number, event.other, event.value, event.result.min(0));
+        let when = (event.phase == 0, event.mnt_ns, self.mounts.get(&event.mnt_ns).map(Mounts::len));
+        if !self.noted.insert(fingerprint(&(raw, &base, &root, call, when))) {
+            return;
+        }
         let path = PathUse {
-            raw,
-            base,
-            root: path_of(&event.data[2]),
+            raw: raw.into(),
+            base: self.dir(base),
+            root: self.dir(root),
             arch: event.arch,
             number: event.number,
             which: event.other,
             flags: event.value,
             result: event.result,
-            time: event.time,
             mnt_ns: event.mnt_ns,
             by: self.by(&event),
         };
-        let key = PathKey {
-            raw: path.raw.clone(),
-            base: path.base.clone(),
-            root: path.root.clone(),
-            call: (path.arch, path.number, path.which),
-            flags: path.flags,
-            error: path.result.min(0),
-            runtime: event.phase == 0,
-        };
-        if self.paths_seen.insert(key) {
-            self.paths.push(path);
-        }
+        self.paths.push(path);
     }
 
-    fn by(&self, event: &Event) -> FirstUse {
+    fn dir(&mut self, path: Vec<u8>) -> Arc<[u8]> {
+        if let Some(dir) = self.dirs.get(path.as_slice()) {
+            return Arc::clone(dir);
+        }
+        let dir: Arc<[u8]> = path.into();
+        self.dirs.insert(Arc::clone(&dir));
+        dir
+    }
+
+    fn by(&self, event: &Event) -> By {
         let phase = PHASES[usize::from(event.phase) % PHASES.len()];
         let who = self.processes.get(&event.pid).map(|p| Arc::clone(&p.who)).unwrap_or_default();
-        first_use(&who, event.uid, phase)
+        By { who, uid: event.uid, phase, time: event.time, backend: self.backend }
     }
 
     /// Whose an open by `pid` is, in the order of the fanotify queue. `exec`: it was for execution.
@@ -341,7 +477,8 @@ impl Gathered {
             MAIN => main_phase,
             fixed => PHASES[usize::from(fixed) % PHASES.len()],
         };
-        let by = first_use(&process.who, process.uid, phase);
+        let (who, uid) = (Arc::clone(&process.who), process.uid);
+        let by = By { who, uid, phase, time: now(), backend: FANOTIFY };
         Owner::Counted { by, silence: counts && self.entry_in_queue }
     }
 
@@ -352,11 +489,10 @@ impl Gathered {
         }
     }
 
-    /// Notes an open.
-    pub fn opened(&mut self, path: Vec<u8>, exec: bool, dir: bool, by: FirstUse) {
-        let runtime = by.phase == Phase::Runtime.name();
-        if self.files_seen.insert((path.clone(), exec, runtime)) {
-            self.files.push(FileUse { path, exec, dir, by });
+    /// Notes the use of a file.
+    pub fn used(&mut self, path: Vec<u8>, how: How, by: By) {
+        if self.noted.insert(fingerprint(&(&path, how, by.is_runtime(), by.backend))) {
+            self.files.push(FileUse { path: path.into(), how, by });
         }
     }
 
@@ -372,9 +508,14 @@ impl Gathered {
     }
 }
 
-fn first_use(who: &Who, uid: u32, phase: Phase) -> FirstUse {
-    let phase = phase.name().to_owned();
-    FirstUse { exe: who.exe.clone(), argv0: who.argv0.clone(), uid, phase }
+/// A hash that two things never share by chance.
+fn fingerprint(what: &impl Hash) -> u128 {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, what).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(0) << 64 | half(1)
 }
 
 /// The errno values in use here, without reaching for libc.
@@ -382,6 +523,7 @@ pub mod libc_errno {
     pub const ENOENT: i32 = 2;
     pub const EBADF: i32 = 9;
     pub const EFAULT: i32 = 14;
+    pub const EINPROGRESS: i32 = 115;
     pub const ENOTDIR: i32 = 20;
     pub const ENAMETOOLONG: i32 = 36;
     pub const ENOSYS: i32 = 38;

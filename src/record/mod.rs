@@ -12,13 +12,14 @@ mod event;
 mod fold;
 mod gather;
 mod mounts;
+mod network;
 pub mod notify;
 pub mod perf;
 mod probe;
 mod reader;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,11 @@ use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
 use bpf::{RING_BYTES, TASKS};
-use gather::{CallUse, FileUse, Gathered, MAIN, PathUse, UNRECORDED, phase_number};
-use mounts::MountTable;
+use gather::{
+    AddressUse, By, CallUse, FANOTIFY, FileUse, Gathered, How, MAIN, PathUse, UNRECORDED, now,
+    phase_number,
+};
+use mounts::Mounts;
 use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
@@ -136,7 +140,11 @@ pub struct Recording {
     files: Vec<FileUse>,
     paths: Vec<PathUse>,
     calls: Vec<CallUse>,
-    mounts: HashMap<u32, MountTable>,
+    addresses: Vec<AddressUse>,
+    capabilities: Vec<(u64, By)>,
+    mounts: HashMap<u32, Mounts>,
+    /// ns of `CLOCK_MONOTONIC`, when recording began.
+    start: u64,
     /// Device numbers of the overlays watched.
     overlays: Vec<u32>,
 }
@@ -183,19 +191,26 @@ impl Recorder {
             Backend::Notify => notify::start(&start)?,
         };
         let mut gathered = Gathered::default();
+        gathered.backend = spec.backend.name();
         family.iter().for_each(|pid| gathered.add_host(*pid));
-        let reader = Reader {
+        let mut reader = Reader {
             group,
             source,
             gathered,
+            start: now(),
             roots: Vec::new(),
             cgroup_name: path.file_name().unwrap_or_default().to_string_lossy().into(),
             phase: Phase::Start,
             overflows: 0,
             read_errors: 0,
             nonsense: 0,
+            late: 0,
             events: 0,
         };
+        reader.drain();
+        let early = spec.cgroup.as_deref().map(processes).unwrap_or_default();
+        let early = early.into_iter().filter(|pid| !reader.gathered.knows(*pid));
+        reader.late = early.count() as u64;
         Self::spawn(reader, control)
     }
 
@@ -302,8 +317,20 @@ impl Recorder {
         let mut reader = self.shared.reader();
         let gathered = std::mem::take(&mut reader.gathered);
         let losses = losses(&reader, &gathered, backend, died);
-        let Gathered { files, paths, calls, mounts, .. } = gathered;
-        Ok(Recording { losses, events: reader.events, files, paths, calls, mounts, overlays })
+        let Gathered { files, paths, calls, addresses, capabilities, mounts, .. } = gathered;
+        let (events, start) = (reader.events, reader.start);
+        Ok(Recording {
+            losses,
+            events,
+            files,
+            paths,
+            calls,
+            addresses,
+            capabilities,
+            mounts,
+            start,
+            overlays,
+        })
     }
 
     /// True if the thread ended in order.
@@ -357,10 +384,10 @@ impl Recording {
     #[doc(hidden)]
     pub fn opened(&self) -> Vec<(String, String)> {
         let text = |file: &FileUse| {
-            let how = if file.exec { "exec" } else { "open" };
-            (crate::model::escape(&file.path), format!("{how}/{}", file.by.phase))
+            let how = if file.how == How::Exec { "exec" } else { "open" };
+            (crate::model::escape(&file.path), format!("{how}/{}", file.by.phase.name()))
         };
-        self.files.iter().map(text).collect()
+        self.files.iter().filter(|file| file.by.backend == FANOTIFY).map(text).collect()
     }
 }
 
@@ -374,13 +401,15 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         let arch = fold::arch_of(c.arch);
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
+    let unknown: HashSet<_> = unknown.map(|c| (c.arch, c.number)).collect();
     let counted = [
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
         ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
+        ("late_attach", reader.late, "a process was in the cgroup before recording began"),
         ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
         ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
-        ("unknown_syscall", unknown.count() as u64, "a system call that slim has no name for"),
+        ("unknown_syscall", unknown.len() as u64, "a system call that slim has no name for"),
         ("recorder_died", died.into(), "the recorder's thread panicked"),
     ];
     let lost = counted.into_iter().chain(backend).filter(|(_, number, _)| *number > 0);
@@ -424,6 +453,18 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn kernel_device(device: u64) -> u32 {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     u32::try_from(major << 20 | minor).unwrap_or(0)
+}
+
+/// The processes in a cgroup and below it.
+fn processes(cgroup: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let mut all: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(processes(&entry.path()));
+        }
+    }
+    all
 }
 
 /// `root` and the processes below it, by /proc.

@@ -1,5 +1,6 @@
-//! Which paths of a container lie on other mounts than its overlay: `/proc/PID/mountinfo`
-//! (proc_pid_mountinfo(5)), read while a process of the mount namespace lives.
+//! Which paths of a container lie on other mounts than its overlay, in the form of
+//! `/proc/PID/mountinfo` (proc_pid_mountinfo(5)): read there while a process of the mount namespace
+//! lives, or told by the BPF side, which needs no process.
 
 use crate::model::RootPath;
 
@@ -17,6 +18,35 @@ pub struct Mount {
 /// The mounts of one container, in the order they were made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountTable(pub Vec<Mount>);
+
+/// The mounts of one mount namespace at one time after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mounts(Vec<(u64, MountTable)>);
+
+impl Mounts {
+    /// From `time` (ns, `CLOCK_MONOTONIC`) on the mounts are those of this mountinfo text.
+    pub fn add(&mut self, time: u64, text: &[u8]) {
+        let table = MountTable::parse(text);
+        if self.0.last().is_none_or(|(_, last)| *last != table) {
+            self.0.push((time, table));
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The mounts at a time; of a time before the first look, those of the first look.
+    pub fn at(&self, time: u64) -> Option<&MountTable> {
+        let before = self.0.iter().rev().find(|(from, _)| *from <= time);
+        before.or(self.0.first()).map(|(_, table)| table)
+    }
+
+    /// The overlay's own path of what is seen as `path` through the mount `id`, as lately as possible.
+    pub fn through(&self, id: u64, path: &RootPath) -> Option<RootPath> {
+        self.0.iter().rev().find_map(|(_, table)| table.through(id, path))
+    }
+}
 
 /// Where a path lies.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,10 +13,9 @@ use nix::sys::eventfd::EventFd;
 
 use super::Shared;
 use super::fold::arch_of;
-use super::gather::{Gathered, Owner};
-use super::mounts::MountTable;
+use super::gather::{By, Gathered, How, Owner, now};
 use super::source::Source;
-use crate::model::{FirstUse, Phase, RootPath};
+use crate::model::{Phase, RootPath};
 use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};
 
 /// What the thread works on; locked by whoever drains.
@@ -30,10 +29,14 @@ pub struct Reader {
     /// every cgroup namespace.
     pub cgroup_name: String,
     pub phase: Phase,
+    /// ns of `CLOCK_MONOTONIC`, when recording began.
+    pub start: u64,
     pub overflows: u64,
     pub read_errors: u64,
     /// Events of the backend that could not be parsed.
     pub nonsense: u64,
+    /// Processes that were in the cgroup before the backend looked.
+    pub late: u64,
     /// fanotify events read.
     pub events: u64,
 }
@@ -97,7 +100,7 @@ impl Reader {
         self.nonsense += self.source.drain(&mut |event| gathered.apply(event, is_mount));
         for (namespace, pid) in std::mem::take(&mut gathered.look_at) {
             if let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) {
-                gathered.mounts.insert(namespace, MountTable::parse(&text));
+                gathered.mounts.entry(namespace).or_default().add(now(), &text);
             }
         }
     }
@@ -125,9 +128,7 @@ impl Reader {
             Owner::Unknown => {
                 self.gathered.unattributed += 1;
                 tracing::debug!(pid = what.pid, "an open by a process that nothing names");
-                let phase = self.phase.name().to_owned();
-                let by = FirstUse { exe: String::new(), argv0: String::new(), uid: 0, phase };
-                self.note(fd, what, by);
+                self.note(fd, what, By::nobody(self.phase));
             }
         }
     }
@@ -163,14 +164,19 @@ impl Reader {
     }
 
     /// Notes an open; the file's path.
-    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: FirstUse) -> Option<Vec<u8>> {
+    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: By) -> Option<Vec<u8>> {
         let path = self.path_of(fd)?;
-        if what.exec && by.phase == Phase::Runtime.name() {
+        if what.exec && by.is_runtime() {
             self.gathered.executing(what.pid, &path);
         }
         // in descriptor mode events do not say that they are about a directory
         let dir = what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| is_dir(s.st_mode));
-        self.gathered.opened(path.clone(), what.exec, dir, by);
+        let how = match (what.exec, dir) {
+            (true, _) => How::Exec,
+            (_, true) => How::List,
+            _ => How::Open,
+        };
+        self.gathered.used(path.clone(), how, by);
         Some(path)
     }
 
@@ -192,13 +198,15 @@ impl Reader {
             }
             stripped = stripped.or(below);
         }
-        let through = || {
-            let path = RootPath::parse(&name)?;
+        // a mount made inside has an id of its own, under which its table says what it shows
+        let through = |name: &[u8]| {
+            let path = RootPath::parse(name)?;
             let id = mount_id(fd)?;
-            let own = self.gathered.mounts.values().find_map(|t| t.through(id, &path))?;
+            let own = self.gathered.mounts.values().find_map(|m| m.through(id, &path))?;
             Some(own.as_bytes().to_vec())
         };
-        stripped.or_else(through).or(Some(name))
+        let bound = stripped.as_deref().and_then(through).or_else(|| through(&name));
+        bound.or(stripped).or(Some(name))
     }
 }
 

@@ -41,8 +41,8 @@ fn profile(arch: &str, calls: &[(&str, &str, &str)]) -> Profile {
         let by = FirstUse {
             exe: "/app".into(),
             argv0: "app".into(),
-            uid: 0,
             phase: (*phase).to_owned(),
+            ..FirstUse::default()
         };
         let access = Access::from([((*kind).to_owned(), [(run.id(), by)].into())]);
         let names = profile.syscalls.entry(arch.to_owned()).or_default();
@@ -250,7 +250,12 @@ fn only_uses_of_traced_runs_count() {
     ];
     let mut recorded = profile("x86_64", &calls);
     let verify = RunRecord { purpose: "verify".into(), ..record(true) };
-    let by = FirstUse { exe: "/a".into(), argv0: "a".into(), uid: 0, phase: "start".into() };
+    let by = FirstUse {
+        exe: "/a".into(),
+        argv0: "a".into(),
+        phase: "start".into(),
+        ..FirstUse::default()
+    };
     let access = Access::from([(kind::CALL.into(), [(verify.id(), by)].into())]);
     let names = recorded.syscalls.get_mut("x86_64").unwrap();
     names.insert("symlink".into(), [(String::new(), access)].into());

@@ -3,22 +3,73 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use aya::maps::{Array, CgroupArray, HashMap, MapData, MapError, RingBuf};
+use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../record/bpf/slim.bpf.o");
 
-/// Program, tracepoint, and whether slim can do without it.
-const PROGRAMS: [(&str, &str, bool); 6] = [
-    // exits and forks first: once calls are seen, no task may be missed
-    ("slim_gone", "sched_process_exit", false),
-    ("slim_fork", "sched_process_fork", false),
-    ("slim_exec", "sched_process_exec", false),
-    ("slim_exit", "sys_exit", false),
-    ("slim_enter", "sys_enter", false),
-    ("slim_uring", "io_uring_submit_req", true), // named io_uring_submit_sqe before Linux 6.1
+/// A program, its tracepoint, and when slim can do without it.
+struct Part {
+    name: &'static str,
+    tracepoint: &'static str,
+    need: Need,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Always,
+    /// Its absence is told.
+    Optional,
+    /// Wanted only where this other one was refused.
+    Instead(&'static str),
+}
+
+const fn part(name: &'static str, tracepoint: &'static str, need: Need) -> Part {
+    Part { name, tracepoint, need }
+}
+
+const PARTS: [Part; 10] = [
+    // who comes and goes first: once calls are seen, no task may be missed
+    part("slim_gone", "sched_process_exit", Need::Always),
+    part("slim_attach", "cgroup_attach_task", Need::Always),
+    part("slim_fork", "sched_process_fork", Need::Always),
+    part("slim_exec", "sched_process_exec", Need::Always),
+    part("slim_exit", "sys_exit", Need::Always),
+    part("slim_enter", "sys_enter", Need::Always),
+    part("slim_capable", "cap_capable", Need::Optional), // Linux 6.14
+    part("slim_uring", "io_uring_submit_req", Need::Optional), // Linux 6.1
+    part("slim_uring_sqe", "io_uring_submit_sqe", Need::Instead("slim_uring")),
+    part("slim_uring_old", "io_uring_submit_sqe", Need::Instead("slim_uring_sqe")),
 ];
+
+/// What the programs are to know; `struct config` of the C source.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Config {
+    /// Id (inode number) of the recorded cgroup v2 directory.
+    pub cgroup: u64,
+    /// The main container's phase.
+    pub phase: u32,
+    /// Inode number of the reader's pid namespace.
+    pub pid_ns: u32,
+    pub pad: u32,
+    /// Bytes of events after which the reader is woken, a power of two.
+    pub wake: u32,
+}
+
+// SAFETY: a plain C struct of integers whose fields leave no gap.
+unsafe impl aya::Pod for Config {}
+
+/// What the kernel counts of a program; times only while `kernel.bpf_stats_enabled` is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runs {
+    pub name: &'static str,
+    pub nanos: u64,
+    pub runs: u64,
+    /// Times that the program was left out because it was running on that processor already.
+    pub missed: u64,
+}
 
 /// Why the object could not be loaded or a map not be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +84,8 @@ pub enum BpfError {
     Verifier { name: &'static str, said: String, source: std::io::Error },
     #[error("slim records by BPF on x86_64 only; {} is not there yet", std::env::consts::ARCH)]
     Architecture,
+    #[error("the counts of BPF program {name} cannot be read")]
+    Counts { name: &'static str, source: std::io::Error },
     #[error("BPF map {name}")]
     Map { name: &'static str, source: MapError },
     #[error("the BPF object has no {0}")]
@@ -42,6 +95,8 @@ pub enum BpfError {
 /// The loaded object. Dropping it detaches everything.
 pub struct Bpf {
     ebpf: Ebpf,
+    /// Parts that this kernel takes.
+    parts: Vec<&'static Part>,
 }
 
 impl Bpf {
@@ -55,33 +110,61 @@ impl Bpf {
         }
         let btf = Btf::from_sys_fs().map_err(BpfError::NoBtf)?;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("ring", ring_bytes).map_max_entries("threads", tasks);
-        let mut ebpf = loader.btf(Some(&btf)).load(OBJECT)?;
-        for (name, tracepoint, optional) in PROGRAMS {
-            let program = ebpf.program_mut(name).ok_or(BpfError::Absent(name))?;
-            let program: &mut BtfTracePoint =
-                program.try_into().map_err(|source| BpfError::Program { name, source })?;
-            match program.load(tracepoint, &btf) {
-                Err(error) if optional => tracing::debug!(%error, name, "not loaded"),
-                other => other.map_err(|error| refused(name, error))?,
+        loader.map_max_entries("ring", ring_bytes).map_max_entries("tasks", process_ids());
+        loader.map_max_entries("threads", tasks).map_max_entries("unused", tasks);
+        let ebpf = loader.btf(Some(&btf)).load(OBJECT)?;
+        let mut bpf = Self { ebpf, parts: Vec::new() };
+        bpf.set_array("state", 0, State { size: tasks, ..State::default() })?;
+        for part in &PARTS {
+            if let Need::Instead(of) = part.need
+                && bpf.parts.iter().any(|p| p.name == of || p.need == Need::Instead(of))
+            {
+                continue;
+            }
+            let name = part.name;
+            match bpf.program(name)?.load(part.tracepoint, &btf) {
+                Ok(()) => bpf.parts.push(part),
+                Err(error) if part.need == Need::Always => return Err(refused(name, error)),
+                Err(error) => tracing::debug!(%error, name, "not loaded"),
             }
         }
-        Ok(Self { ebpf })
+        Ok(bpf)
     }
 
     /// Attaches every program: from here on the cgroup is seen.
     pub fn attach(&mut self) -> Result<(), BpfError> {
-        for (name, _, optional) in PROGRAMS {
-            let program = self.ebpf.program_mut(name).ok_or(BpfError::Absent(name))?;
-            let program: &mut BtfTracePoint =
-                program.try_into().map_err(|source| BpfError::Program { name, source })?;
-            match program.attach() {
-                Err(error) if optional => tracing::debug!(%error, name, "not attached"),
-                Err(source) => return Err(BpfError::Program { name, source }),
-                Ok(_) => {}
+        for part in std::mem::take(&mut self.parts) {
+            let name = part.name;
+            match self.program(name)?.attach() {
+                Ok(_) => self.parts.push(part),
+                Err(source) if part.need == Need::Always => {
+                    return Err(BpfError::Program { name, source });
+                }
+                Err(error) => tracing::debug!(%error, name, "not attached"),
             }
         }
         Ok(())
+    }
+
+    /// Whether a part that not every kernel has is at work: `slim_capable` or `slim_uring`.
+    pub fn has(&self, name: &str) -> bool {
+        self.parts.iter().any(|part| part.name.starts_with(name))
+    }
+
+    fn program(&mut self, name: &'static str) -> Result<&mut BtfTracePoint, BpfError> {
+        let program = self.ebpf.program_mut(name).ok_or(BpfError::Absent(name))?;
+        program.try_into().map_err(|source| BpfError::Program { name, source })
+    }
+
+    /// What the kernel counted of each program so far.
+    pub fn runs(&mut self) -> Result<Vec<Runs>, BpfError> {
+        let names: Vec<_> = self.parts.iter().map(|part| part.name).collect();
+        let read = |name| {
+            let program = self.program(name)?;
+            let fd = program.fd().map_err(|source| BpfError::Program { name, source })?;
+            counts(name, fd.as_fd()).map_err(|source| BpfError::Counts { name, source })
+        };
+        names.into_iter().map(read).collect()
     }
 
     /// The ring of events; once.
@@ -91,23 +174,21 @@ impl Bpf {
         Ok(Ring(ring.map_err(|source| BpfError::Map { name: "ring", source })?))
     }
 
-    /// Says whose subtree is recorded: a cgroup v2 directory.
-    pub fn set_cgroup(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let name = "run";
-        let map = self.ebpf.map_mut(name).ok_or(BpfError::Absent(name))?;
-        let mut array =
-            CgroupArray::try_from(map).map_err(|source| BpfError::Map { name, source })?;
-        array.set(0, cgroup.as_raw_fd(), 0).map_err(|source| BpfError::Map { name, source })
+    /// Whose subtree is recorded, the phase, and how the reader is found.
+    pub fn set_config(&mut self, config: Config) -> Result<(), BpfError> {
+        self.set_array("config", 0, config)
     }
 
-    /// The main container's phase and the reader's pid namespace (its inode number).
-    pub fn set_config(&mut self, phase: u32, pid_ns: u32) -> Result<(), BpfError> {
-        self.set_array("config", 0, [phase, pid_ns])
-    }
-
-    /// What the programs are to know about a call, see `struct call` in the C source.
+    /// What the programs are to know about a call, see `struct call` in the C source; before they are
+    /// attached. The index counts compat calls after native ones.
     pub fn set_call(&mut self, index: u32, call: [u8; 8]) -> Result<(), BpfError> {
-        self.set_array("table", index, call)
+        let mut slot = [0u8; 64];
+        slot[8..16].copy_from_slice(&call);
+        for class in 0..CLASSES {
+            let at = (index / CALLS * CLASSES + class) * CALLS + index % CALLS;
+            self.set_array("slots", at, slot)?;
+        }
+        Ok(())
     }
 
     pub fn set_role(&mut self, cgroup: u64, role: u32) -> Result<(), BpfError> {
@@ -124,13 +205,17 @@ impl Bpf {
         self.set_hash("hosts", pid, 1)
     }
 
-    /// The losses counted in the kernel: ring full, map full, string fault, string cut.
-    pub fn losses(&self) -> Result<[u64; 4], BpfError> {
+    /// The losses counted in the kernel, in the order of `enum loss` in the C source.
+    pub fn losses(&self) -> Result<[u64; 6], BpfError> {
         let name = "losses";
         let map = self.ebpf.map(name).ok_or(BpfError::Absent(name))?;
-        let read = || -> Result<[u64; 4], MapError> {
+        let read = || -> Result<[u64; 6], MapError> {
             let array: Array<_, u64> = Array::try_from(map)?;
-            Ok([array.get(&0, 0)?, array.get(&1, 0)?, array.get(&2, 0)?, array.get(&3, 0)?])
+            let mut all = [0; 6];
+            for (at, number) in (0..).zip(&mut all) {
+                *number = array.get(&at, 0)?;
+            }
+            Ok(all)
         };
         read().map_err(|source| BpfError::Map { name, source })
     }
@@ -158,6 +243,64 @@ impl Bpf {
             .and_then(|mut hash| hash.insert(key, value, 0))
             .map_err(|source| BpfError::Map { name, source })
     }
+}
+
+/// `CALLS` and `CLASSES` of the C source.
+const CALLS: u32 = 1024;
+const CLASSES: u32 = 4;
+
+/// `struct state` of the C source.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct State {
+    threads: u32,
+    level: u32,
+    woken: u32,
+    size: u32,
+    capable: [u64; 4],
+}
+
+// SAFETY: a plain C struct of integers whose fields leave no gap.
+unsafe impl aya::Pod for State {}
+
+/// How many process ids the machine may have: `kernel.pid_max`, which only the first pid namespace
+/// tells for all (since Linux 6.14 each has its own); elsewhere the kernel's limit.
+fn process_ids() -> u32 {
+    const LIMIT: u32 = 4 << 20;
+    // PROC_PID_INIT_INO, include/linux/proc_ns.h
+    let first = std::fs::metadata("/proc/self/ns/pid")
+        .is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == 0xEFFF_FFFC);
+    let max = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    match max.trim().parse() {
+        Ok(max) if first && max <= LIMIT => max,
+        _ => LIMIT,
+    }
+}
+
+/// `BPF_OBJ_GET_INFO_BY_FD` (bpf(2)): run time and count since Linux 5.1, misses since 5.12.
+fn counts(name: &'static str, program: BorrowedFd<'_>) -> Result<Runs, std::io::Error> {
+    const GET_INFO: libc::c_long = 15;
+    // `struct bpf_prog_info`, whose run_time_ns, run_cnt and recursion_misses lie at 192
+    let mut info = [0u64; 32];
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: program.as_raw_fd().cast_unsigned(),
+        len: 256,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    let (attr, size) = (std::ptr::from_mut(&mut attr), size_of::<Attr>());
+    // SAFETY: the kernel reads `attr` and writes at most its `len` bytes into `info`; both outlive the
+    // call, and an all-zero info asks for no arrays.
+    let rc = unsafe { libc::syscall(libc::SYS_bpf, GET_INFO, attr, size) };
+    if rc != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(Runs { name, nanos: info[24], runs: info[25], missed: info[26] })
 }
 
 /// A verifier's log has megabytes; its last lines say what it did not like.

@@ -297,7 +297,7 @@ fn every_kind_of_use_is_recorded_with_who_did_it() {
     assert_eq!((by.exe.as_str(), by.argv0.as_str(), by.uid), ("/bin/tool", "/bin/tool", 0));
     assert_eq!(seen.call("x86_64", "openat"), ["call"]);
     let socket = &seen.profile.syscalls["x86_64"]["socket"];
-    assert!(socket.contains_key("domain=AF_UNIX"), "{socket:?}");
+    assert!(socket.contains_key("domain=AF_UNIX,type=SOCK_STREAM,protocol=0"), "{socket:?}");
 }
 
 #[test]
@@ -523,4 +523,52 @@ fn an_open_that_nobody_answers_for_is_kept_and_is_a_loss() {
     let kinds: Vec<_> = seen.losses.iter().map(|l| (l.kind.as_str(), l.number)).collect();
     assert_eq!(kinds, [("unattributed", 1)]);
     seen.opened("/usr/lib/a", "open/start");
+}
+
+/// What one call costs in ns of its own CPU: without a recorder, as a bystander of one, recorded.
+#[test]
+#[ignore = "measures; cargo test --test it -- --ignored --nocapture what_a_call_costs"]
+fn what_a_call_costs() {
+    const WORK: [(&str, u32); 5] = [
+        ("getppid", 3_000_000),
+        ("same", 1_000_000),
+        ("new", 40_000),
+        ("relative", 40_000),
+        ("spawn", 2000),
+    ];
+    let words: String = WORK.iter().map(|(what, n)| format!(" bench {what} {n}")).collect();
+    let outside = |inside: &str| {
+        let line = format!("newns chroot {inside} cd /tmp{words}");
+        let out = Command::new(tool()).args(line.split_whitespace()).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let mut rows: BTreeMap<&str, BTreeMap<&str, Vec<f64>>> = BTreeMap::new();
+    let mut note = |which, text: &str| {
+        for line in text.lines() {
+            let (what, ns) = line.split_once(' ').unwrap();
+            let what = WORK.iter().find(|w| w.0 == what).unwrap().0;
+            rows.entry(what).or_default().entry(which).or_default().push(ns.parse().unwrap());
+        }
+    };
+    for _ in 0..5 {
+        let Some(mut scene) = Scene::new("cost") else { return };
+        let root = scene.root().to_str().unwrap().to_owned();
+        note("2 bystander", &outside(&root));
+        let leaf = scene.cgroup.join("main");
+        let line = format!(
+            "join {} newns pivot {root} exec /bin/tool cd /tmp{words}",
+            leaf.to_str().unwrap()
+        );
+        let out = Command::new(tool()).args(line.split_whitespace()).output().unwrap();
+        assert!(out.status.success());
+        note("3 recorded", &String::from_utf8(out.stdout).unwrap());
+        scene.recorder.take();
+        note("1 alone", &outside(&root));
+    }
+    for (what, columns) in rows {
+        for (which, mut all) in columns {
+            all.sort_by(f64::total_cmp);
+            println!("{what:10} {which:12} {:8.1} ns  {all:.0?}", all[all.len() / 2]);
+        }
+    }
 }

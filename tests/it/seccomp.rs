@@ -59,7 +59,12 @@ fn recorded(names: &[&str]) -> Profile {
         manifest_digests: [].into(),
         extra: Extra::new(),
     });
-    let by = FirstUse { exe: "/p".into(), argv0: "p".into(), uid: 0, phase: "start".into() };
+    let by = FirstUse {
+        exe: "/p".into(),
+        argv0: "p".into(),
+        phase: "start".into(),
+        ..FirstUse::default()
+    };
     let calls = profile.syscalls.entry("x86_64".into()).or_default();
     for name in names {
         let runs = BTreeMap::from([(Digest::of(b"run"), by.clone())]);

@@ -1,17 +1,21 @@
 //! The default backend: BPF programs on the call and process tracepoints, see `slim.bpf.c`.
 
+mod decode;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use decode::{Decoded, Decoder};
+
 use super::RecordError;
 use super::calls;
-use super::event::{Event, parse_event};
+use super::event::Event;
 use super::gather::phase_number;
 use super::source::{Control, Ends, Lost, Source, Start};
 use crate::model::Phase;
-use crate::sys::bpf::{Bpf, BpfError, Ring};
+use crate::sys::bpf::{Bpf, BpfError, Config, Ring};
 
 /// Bytes of the ring between kernel and reader. What finds it full is counted (`ring_full`).
 pub(super) const RING_BYTES: u32 = 16 << 20;
@@ -22,22 +26,25 @@ pub(super) const TASKS: u32 = 65_536;
 /// Loads, configures and attaches the programs, with a ring of `ring` bytes and room for `tasks`.
 pub(super) fn start(start: &Start<'_>, ring: u32, tasks: u32) -> Result<Ends, RecordError> {
     let mut bpf = Bpf::load(ring, tasks).map_err(host_error)?;
-    let ring = bpf.ring()?;
-    bpf.set_cgroup(start.cgroup()?.as_fd()).map_err(|error| {
-        tracing::debug!(%error, "the cgroup was refused");
-        RecordError::NoCgroup { path: start.path.to_owned(), source: None }
-    })?;
+    let no_cgroup = |e| RecordError::NoCgroup { path: start.path.to_owned(), source: Some(e) };
+    let config = Config {
+        cgroup: start.cgroup()?.metadata().map_err(no_cgroup)?.ino(),
+        phase: phase_number(Phase::Start).into(),
+        pid_ns: pid_namespace()?,
+        pad: 0,
+        wake: ring / 8,
+    };
+    bpf.set_config(config)?;
     for (index, call) in calls::descriptors() {
         bpf.set_call(index, call)?;
     }
-    let pid_ns = pid_namespace()?;
-    bpf.set_config(phase_number(Phase::Start).into(), pid_ns)?;
     for pid in start.family {
         bpf.set_host(*pid)?;
     }
+    let ring = bpf.ring()?;
     bpf.attach().map_err(host_error)?;
-    let (source, control) = (Box::new(Events(ring)), Box::new(Steer { bpf, pid_ns }));
-    Ok(Ends { source, control })
+    let source = Box::new(Events { ring, decoder: Decoder::default() });
+    Ok(Ends { source, control: Box::new(Steer { bpf, config }) })
 }
 
 /// Tries whether the programs load and attach here.
@@ -48,18 +55,22 @@ pub(super) fn probe() -> Result<(), RecordError> {
     Bpf::load(RING_BYTES, TASKS).and_then(|mut bpf| bpf.attach()).map_err(host_error)
 }
 
-struct Events(Ring);
+struct Events {
+    ring: Ring,
+    decoder: Decoder,
+}
 
 impl Source for Events {
     fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
-        Ok(vec![self.0.as_fd().try_clone_to_owned()?])
+        Ok(vec![self.ring.as_fd().try_clone_to_owned()?])
     }
 
     fn drain(&mut self, sink: &mut dyn FnMut(Event)) -> u64 {
         let mut nonsense = 0;
-        self.0.drain(|raw| match parse_event(raw) {
-            Some(event) => sink(event),
-            None => nonsense += 1,
+        self.ring.drain(|raw| match self.decoder.read(raw) {
+            Decoded::Event(event) => sink(*event),
+            Decoded::Nothing => {}
+            Decoded::Nonsense => nonsense += 1,
         });
         nonsense
     }
@@ -67,12 +78,13 @@ impl Source for Events {
 
 struct Steer {
     bpf: Bpf,
-    pid_ns: u32,
+    config: Config,
 }
 
 impl Control for Steer {
     fn set_phase(&mut self, phase: Phase) -> Result<(), RecordError> {
-        Ok(self.bpf.set_config(phase_number(phase).into(), self.pid_ns)?)
+        self.config.phase = phase_number(phase).into();
+        Ok(self.bpf.set_config(self.config)?)
     }
 
     fn set_role(&mut self, leaf: &Path, role: u8) -> Result<(), RecordError> {
@@ -87,12 +99,16 @@ impl Control for Steer {
     }
 
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
-        let [ring_full, map_full, string_fault, string_cut] = self.bpf.losses()?;
+        let [ring_full, map_full, string_fault, string_cut, left, mounts] = self.bpf.losses()?;
+        let missed = self.bpf.runs()?.iter().map(|program| program.missed).sum();
         Ok(vec![
             ("ring_full", ring_full, "events found the ring full"),
             ("map_full", map_full, "tasks found the table of tasks full"),
             ("string_fault", string_fault, "a call's path could not be read"),
             ("string_cut", string_cut, "a path was too deep to be read whole"),
+            ("left_cgroup", left, "a process left the recorded cgroup"),
+            ("mounts_unknown", mounts, "a mount namespace has too many mounts to be told"),
+            ("program_missed", missed, "a BPF program was left out while it ran already"),
         ])
     }
 }

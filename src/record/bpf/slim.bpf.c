@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //
 // The kernel side of slim's BPF recorder. It sees every task below one cgroup and reports, each only
-// once per phase: the calls made, the calls refused, and the paths handed to path-taking calls.
-// Forks, execs and exits are all reported, because the reader names the users of files by them.
+// once: the calls made, refused and failed, their arguments of interest, the paths and addresses
+// handed to calls, capabilities used. Forks, execs and exits are all reported, because the reader
+// names the users of files by them.
 //
-// Bystanders (tasks outside the cgroup) leave after one helper call. For the recorded ones the
-// steady state is one lookup in `threads` and one in an array.
+// Who is recorded is learnt when it changes (a fork, a task moved between cgroups), not at each
+// call: `tasks` holds a number for each process id of the machine, and a bystander leaves after one
+// helper and one array lookup. A recorded task's steady state is two more array lookups at either
+// side of a call, without atomics and without writing anything that another processor reads.
 //
 // Kernel types are cut down to the fields in use; CO-RE finds their offsets when the object is
-// loaded. Needs Linux 5.17 (bpf_loop) with BTF.
+// loaded. Needs Linux 5.17 (bpf_loop, bpf_find_vma) with BTF, neither BPF LSM nor trampolines.
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -19,69 +22,105 @@ typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 typedef __s32 s32;
+typedef __s64 s64;
 
 #define CORE __attribute__((preserve_access_index))
 
-struct qstr { const unsigned char *name; } CORE;
-struct super_block { u32 s_dev; struct dentry *s_root; } CORE;
-struct inode { unsigned long i_ino; } CORE;
+struct qstr { u64 hash_len; const unsigned char *name; } CORE;
+struct super_block { u32 s_dev; } CORE;
+struct inode { unsigned short i_mode; } CORE;
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
-	struct inode *d_inode;
 	struct super_block *d_sb;
 } CORE;
-struct vfsmount { struct dentry *mnt_root; } CORE;
+struct vfsmount { struct dentry *mnt_root; struct super_block *mnt_sb; } CORE;
+struct list_head { struct list_head *next; } CORE;
+struct rb_node { unsigned long __rb_parent_color; struct rb_node *rb_right, *rb_left; } CORE;
+struct rb_root { struct rb_node *rb_node; } CORE;
 struct mount {
 	struct mount *mnt_parent;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
+	struct list_head mnt_list;
+	int mnt_id;
 } CORE;
+struct mount___tree { struct rb_node mnt_node; } CORE; // Linux 6.8
 struct path { struct vfsmount *mnt; struct dentry *dentry; } CORE;
 struct fs_struct { struct path root, pwd; } CORE;
-struct file { struct path f_path; } CORE;
+struct file { struct path f_path; struct inode *f_inode; void *private_data; } CORE;
 struct fdtable { unsigned int max_fds; struct file **fd; } CORE;
 struct files_struct { struct fdtable *fdt; } CORE;
 struct mm_struct { unsigned long arg_start; struct file *exe_file; } CORE;
+struct vm_area_struct { struct file *vm_file; } CORE;
 struct ns_common { unsigned int inum; } CORE;
 struct pid_namespace { struct ns_common ns; } CORE;
 struct upid { int nr; struct pid_namespace *ns; } CORE;
 struct pid { unsigned int level; struct upid numbers[1]; } CORE;
-struct mnt_namespace { struct ns_common ns; } CORE;
+struct mnt_namespace { struct ns_common ns; u64 event; struct mount *root; struct list_head list; } CORE;
+struct mnt_namespace___tree { struct rb_root mounts; } CORE; // Linux 6.8; a count before
 struct nsproxy { struct mnt_namespace *mnt_ns; } CORE;
-struct signal_struct { struct { int counter; } live; } CORE;
+struct signal_struct { struct { int counter; } live; struct list_head thread_head; } CORE;
 struct thread_info { u32 status; } CORE;
+struct cred { int dummy; } CORE;
+struct kernfs_node { u64 id; } CORE;
+struct cgroup;
+struct cgroup_subsys_state { struct cgroup *cgroup; struct cgroup_subsys_state *parent; } CORE;
+struct cgroup { struct cgroup_subsys_state self; struct kernfs_node *kn; } CORE;
+struct css_set { struct cgroup *dfl_cgrp; } CORE;
 struct task_struct {
 	struct thread_info thread_info;
 	int pid, tgid;
-	struct task_struct *group_leader;
-	struct task_struct *real_parent;
+	struct task_struct *group_leader, *real_parent;
 	struct pid *thread_pid;
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct mm_struct *mm;
 	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
+	struct list_head thread_node;
+	struct css_set *cgroups;
+	const struct cred *real_cred;
 } CORE;
 struct linux_binprm { const char *filename; const char *interp; } CORE;
-struct pt_regs { unsigned long bx, bp, r10, r9, r8, cx, dx, si, di, orig_ax; } CORE;
+struct pt_regs { unsigned long bx, bp, r10, r9, r8, cx, dx, si, di, orig_ax, ip; } CORE;
 struct io_kiocb { u8 opcode; } CORE;
+struct filename { const char *name; } CORE;
+struct io_open { int dfd; struct filename *filename; struct { u64 flags; } how; } CORE;
+struct io_statx { int dfd; unsigned int flags; struct filename *filename; } CORE;
+struct io_unlink { int dfd; int flags; struct filename *filename; } CORE;
+struct io_rename { int old_dfd, new_dfd; struct filename *oldpath, *newpath; } CORE;
+struct in6_addr { u8 bytes[16]; };
+struct sock_common {
+	u32 skc_rcv_saddr;
+	u16 skc_num, skc_family;
+	struct in6_addr skc_v6_rcv_saddr;
+} CORE;
+struct sock { struct sock_common __sk_common; u16 sk_protocol; } CORE;
+struct socket { short type; struct sock *sk; } CORE;
 
 #define TS_COMPAT 2
 #define AT_FDCWD (-100)
+#define EBADF 9
+#define EFAULT 14
 #define CALLS 1024
-#define PHASES 8
+#define CLASSES 4
+#define PROT_EXEC 4
+#define MAP_ANONYMOUS 0x20
 #define MAIN 100         // role: the main container, in the current phase
 #define UNRECORDED 101   // role: seen, never counted; other roles are phase numbers
+#define HOOK 8           // phase, and role: what an OCI hook does before the entrypoint
 
 // ---- what the reader sets -------------------------------------------------------------------
 
 struct config {
+	u64 cgroup;      // id of the recorded cgroup
 	u32 phase;       // of the main container
 	u32 pid_ns;      // inode number of the reader's pid namespace
+	u32 pad;
+	u32 wake;        // bytes of events after which the reader is woken, a power of two
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct config); } config SEC(".maps");
-struct { __uint(type, BPF_MAP_TYPE_CGROUP_ARRAY); __uint(max_entries, 1); __uint(key_size, 4); __uint(value_size, 4); } run SEC(".maps");
 // cgroup id → role; each exec has a leaf of its own, and an hour has many. Adding to a full one is an error.
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 65536); __type(key, u64); __type(value, u32); } roles SEC(".maps");
 // super block device → 1, for the overlays watched
@@ -89,62 +128,94 @@ struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 16384); __type(key
 // slim's own helpers outside the cgroup, by process id in the reader's namespace
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 16384); __type(key, u32); __type(value, u32); } hosts SEC(".maps");
 
-// What is known about a call, by architecture * CALLS + number.
+// What is known about a call.
 struct call {
 	u8 path[2];      // 1 + index of a path argument; 0 none
 	u8 dir[2];       // 1 + index of its directory descriptor; 0: the working directory
 	u8 flags;        // 1 + index of the argument that tells what the call does with the path
-	u8 value;        // 1 + index of an argument worth recording with the call
-	u8 sockaddr;     // 1 + index of a socket address
+	u8 args;         // arguments worth recording with the call: enum args
+	u8 what;         // more to do when it ends: enum what
 	u8 pad;
 };
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2 * CALLS); __type(key, u32); __type(value, struct call); } table SEC(".maps");
+#define BY_POINTER 0x80  // in `flags`: the argument points to them
+// up to 6: 1 + index of the one argument
+enum args { SOCKET = 7, SOCKOPT, EXECUTABLE };
+enum what { ADDR_1 = 1, ADDR_4, MESSAGE, MESSAGES, LISTEN, SOCKETCALL, MAPPING, CLONE3, MOUNTS };
+
+// By (architecture, class, number): the call, and what was reported of it.
+struct slot {
+	u32 called, values;
+	struct call call;
+	u64 refused[3], failed[3]; // by errno
+};
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2 * CLASSES * CALLS); __type(key, u32); __type(value, struct slot); } slots SEC(".maps");
 
 // ---- what this side keeps -------------------------------------------------------------------
 
+// Process id of the machine → 1 + index in `threads`. As many as the machine's pid_max.
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 32768); __type(key, u32); __type(value, u32); } tasks SEC(".maps");
+
+#define ELSEWHERE 0xffffffff // the call began before the thread was recorded
+// A cache line each, so that two of them never share one.
 struct thread {
 	u32 tgid;        // in the reader's namespace
 	u32 role;
 	u32 entered;     // runs what the image holds: executed with an overlay as its root
-	u32 call;        // 1 + number | arch << 31 of the call it is in
+	u32 call;        // 1 + number | arch << 31 of the call it is in; or ELSEWHERE
+	u32 pad[12];
 };
-struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
-// (architecture, phase, number) → bits of what was reported
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2 * PHASES * CALLS); __type(key, u32); __type(value, u64); } seen_calls SEC(".maps");
-// Hash of what was reported. Losing an entry only means a second report.
-struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 131072); __type(key, u64); __type(value, u32); } seen SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_STACK); __uint(max_entries, 65536); __uint(value_size, 4); } unused SEC(".maps");
 
-enum loss { RING_FULL, MAP_FULL, STRING_FAULT, STRING_CUT, LOSSES };
+// Hashes of what was reported: lines of eight. A full line forgets, which only means a second report.
+#define LINES 32768
+struct line { u64 key[8]; };
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, LINES); __type(key, u32); __type(value, struct line); } seen SEC(".maps");
+
+struct state {
+	u32 threads;     // indexes of `threads` handed out so far
+	u32 level;       // 1 + level of the reader's pid namespace; 0 not known yet
+	u32 woken;       // the reader was told of the first exec
+	u32 size;        // entries of `threads`
+	u64 capable[CLASSES]; // capabilities reported
+};
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct state); } state SEC(".maps");
+
+enum loss { RING_FULL, MAP_FULL, STRING_FAULT, STRING_CUT, LEFT_CGROUP, MOUNTS_UNKNOWN, LOSSES };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, LOSSES); __type(key, u32); __type(value, u64); } losses SEC(".maps");
 
 struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 16 << 20); } ring SEC(".maps");
 
 // ---- events ---------------------------------------------------------------------------------
 
-enum kind { SIGHT = 1, FORK, EXEC, EXIT, CALL, REFUSED, VALUE, PATH, HOST };
+enum kind {
+	SIGHT = 1, FORK, EXEC, EXIT, CALL, REFUSED, VALUE, PATH, HOST,
+	NAME, FAILED, MAP, ADDRESS, CAPABILITY, MOUNT, MOUNTED,
+};
 
 enum flags {
 	ENTERED = 1,
-	BASE_ON_OVERLAY = 2,
 	BASE_UNKNOWN = 4,
 	ROOT_ON_OVERLAY = 8,
 	EXE_ON_OVERLAY = 16,
 	LAST_THREAD = 32,
+	OTHERS = 64,             // a value stands for all that follow
+	ON_OVERLAY = 128,        // of a name
 };
 
 struct head {
 	u8 kind, arch, phase, role;
 	u32 flags;
 	u32 tgid;        // in the reader's namespace, as all process ids here
-	u32 other;       // fork: the child; path: which of the call's paths
+	u32 other;       // fork: the child; path: which of the call's paths; mount: the device
 	u64 time;        // ns, CLOCK_MONOTONIC
 	u32 uid;
 	u32 number;
 	s32 result;
 	u32 mnt_ns;
 	u64 value;
-	u16 lens[6];     // bytes of each piece of data
-	u32 pad;
+	u64 base, root, exe, loader; // names of directories and files, by their key; 0 none
+	u16 lens[4];     // bytes of each piece of data
 };
 
 #define DATA 8192        // pieces start below this
@@ -153,6 +224,8 @@ struct out {
 	u8 data[DATA + 4096];
 };
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct out); } scratch SEC(".maps");
+// for names, which are sent while an event is being made
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct out); } scratch2 SEC(".maps");
 
 static __always_inline void lose(u32 kind)
 {
@@ -160,23 +233,40 @@ static __always_inline void lose(u32 kind)
 	if (n) __sync_fetch_and_add(n, 1);
 }
 
-static __always_inline struct out *out(void)
+#define ONLY(map) ({ u32 zero_ = 0; bpf_map_lookup_elem(&map, &zero_); })
+
+static __always_inline struct task_struct *self(void)
 {
-	u32 zero = 0;
-	return bpf_map_lookup_elem(&scratch, &zero);
+	return (void *)bpf_get_current_task_btf();
 }
 
-static __always_inline u32 cfg_phase(void)
+static __always_inline struct thread *thread_of(u32 pid)
 {
-	u32 zero = 0;
-	struct config *c = bpf_map_lookup_elem(&config, &zero);
-	return c ? c->phase & (PHASES - 1) : 0;
+	u32 *index = bpf_map_lookup_elem(&tasks, &pid), at;
+	if (!index || !*index) return 0;
+	at = *index - 1;
+	return bpf_map_lookup_elem(&threads, &at);
+}
+
+static __always_inline struct thread *current_thread(void)
+{
+	return thread_of((u32)bpf_get_current_pid_tgid());
+}
+
+// What the reader keeps apart: the runtime's use, the container's, a hook's.
+static __always_inline u32 class_of(struct thread *t)
+{
+	if (!t->entered) return 0;
+	return t->role == HOOK ? 2 : 1;
 }
 
 static __always_inline u32 phase_of(struct thread *t)
 {
+	struct config *c;
 	if (!t->entered) return 0;
-	return t->role < PHASES ? t->role : cfg_phase();
+	if (t->role < MAIN) return t->role;
+	c = ONLY(config);
+	return c ? c->phase : 0;
 }
 
 static __always_inline void begin(struct out *o, u8 kind, struct thread *t)
@@ -191,95 +281,66 @@ static __always_inline void begin(struct out *o, u8 kind, struct thread *t)
 	o->head.flags = t->entered ? ENTERED : 0;
 }
 
-static __always_inline int send(struct out *o, u32 off)
+// Puts an event into the ring. The reader looks there on its own every now and then, and waking it
+// costs more than the event: only a good part of a ring of news is worth that, or `wake`.
+static __always_inline int put(struct out *o, u32 off, int wake)
 {
-	long rc = bpf_ringbuf_output(&ring, o, sizeof(o->head) + (off & (2 * DATA - 1) & 0x2fff), 0);
+	u32 bytes = sizeof(o->head) + (off & 0x2fff);
+	struct config *c = ONLY(config);
+	u64 waiting = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+	u64 flags = BPF_RB_NO_WAKEUP;
+	long rc;
+	if (wake || (c && (waiting & (c->wake - 1)) < bytes + 8 && waiting >= c->wake)) flags = BPF_RB_FORCE_WAKEUP;
+	rc = bpf_ringbuf_output(&ring, o, bytes, flags);
 	if (rc) lose(RING_FULL);
 	return rc == 0;
 }
 
-// The process's id in the reader's pid namespace; 0 if it has none there.
-static __noinline u32 reader_pid(u64 task_addr)
+static __always_inline int send(struct out *o, u32 off)
 {
-	struct task_struct *task = (void *)task_addr;
-	u32 zero = 0;
-	struct config *c = bpf_map_lookup_elem(&config, &zero);
-	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
-	u32 level = BPF_CORE_READ(pid, level);
+	return put(o, off, 0);
+}
+
+// The process's id in the reader's pid namespace; 0 if it has none there. Takes an address, because a
+// global function, at which the verifier looks once, may take no kernel pointer.
+__noinline u32 reader_pid_at(u64 addr)
+{
+	struct task_struct *task = (void *)addr;
+	struct config *c = ONLY(config);
+	struct state *s = ONLY(state);
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	u32 level = BPF_CORE_READ(pid, level), from;
 	u64 at = (u64)pid + bpf_core_field_offset(pid->numbers);
-	if (!c) return 0;
-	for (u32 i = 0; i < 16; i++) {
+	if (!c || !s) return 0;
+	from = s->level;
+	if (from) at += (u64)(from - 1) * sizeof(struct upid);
+	for (u32 i = 0; i < 32; i++) {
 		struct upid number;
-		unsigned int inum;
-		if (i > level) break;
-		bpf_probe_read_kernel(&number, sizeof(number), (void *)(at + i * sizeof(number)));
-		inum = BPF_CORE_READ(number.ns, ns.inum);
-		if (inum == c->pid_ns) return number.nr;
+		if (from ? from - 1 > level : i > level) break;
+		bpf_probe_read_kernel(&number, sizeof(number), (void *)at);
+		if (BPF_CORE_READ(number.ns, ns.inum) == c->pid_ns) {
+			if (!from) s->level = i + 1;
+			return number.nr;
+		}
+		if (from) break;
+		at += sizeof(number);
 	}
 	return 0;
 }
 
-// ---- paths ----------------------------------------------------------------------------------
-
-// A walk from a dentry up to the root of its overlay, or to the top of the mount tree.
-struct walk {
-	u64 dentry, mnt;
-	u32 off, on_overlay, done, crossed;
-};
-
-static __always_inline int watched(struct super_block *sb)
+static __always_inline u64 address_of(struct task_struct *task)
 {
-	u32 dev = BPF_CORE_READ(sb, s_dev);
-	return bpf_map_lookup_elem(&overlays, &dev) != 0;
+	u64 addr = 0;
+	bpf_probe_read_kernel(&addr, sizeof(addr), &task->group_leader);
+	return addr;
 }
 
-static long step_up(u32 index, void *ctx)
+static __always_inline u32 reader_pid(struct task_struct *task)
 {
-	struct walk *w = ctx;
-	struct dentry *d = (void *)w->dentry;
-	struct vfsmount *m = (void *)w->mnt;
-	struct dentry *parent = BPF_CORE_READ(d, d_parent);
-	struct super_block *sb = BPF_CORE_READ(d, d_sb);
-	struct out *o;
-	long n;
-
-	if (watched(sb)) {
-		if (!w->crossed) w->on_overlay = 1;
-		// inside the overlay the tree's own path counts, whatever mount led here
-		if (d == parent) { w->done = 1; return 1; }
-	} else if (m && d == BPF_CORE_READ(m, mnt_root)) {
-		struct mount *mount = (void *)m - bpf_core_field_offset(struct mount, mnt);
-		struct mount *up = BPF_CORE_READ(mount, mnt_parent);
-		if (up == mount) { w->done = 1; return 1; }
-		w->dentry = (u64)BPF_CORE_READ(mount, mnt_mountpoint);
-		w->mnt = (u64)up + bpf_core_field_offset(struct mount, mnt);
-		w->crossed = 1;
-		return 0;
-	} else if (d == parent) {
-		w->done = 1;
-		return 1;
-	}
-	o = out();
-	if (!o) return 1;
-	if (w->off >= DATA - 256) return 1;
-	n = bpf_probe_read_kernel_str(&o->data[w->off & (DATA - 1)], 256, BPF_CORE_READ(d, d_name.name));
-	if (n > 0) w->off += n;
-	w->dentry = (u64)parent;
-	return 0;
+	return reader_pid_at(address_of(task));
 }
 
-// Appends the names from a dentry upwards at `off`, each with a NUL, leaf first. Returns the bytes
-// written, and in the high half whether the dentry is on a watched overlay. Global, so that the
-// verifier looks at it once and not for each caller.
-__noinline u64 put_path(u64 dentry, u64 mnt, u32 off)
-{
-	struct walk w = { .dentry = dentry, .mnt = mnt, .off = off };
-	if (!dentry) return 0;
-	bpf_loop(256, step_up, &w, 0);
-	if (!w.done) lose(STRING_CUT);
-	return (u64)w.on_overlay << 32 | (u32)(w.off - off);
-}
+// ---- what was reported ----------------------------------------------------------------------
 
 static __always_inline u64 mix(u64 h, u64 v)
 {
@@ -287,332 +348,878 @@ static __always_inline u64 mix(u64 h, u64 v)
 	return h ^ (h >> 29);
 }
 
-// True the first time a key is seen.
-static __always_inline int first(u64 key)
+static __always_inline struct line *line_of(u64 key)
 {
-	u32 one = 1;
-	if (bpf_map_lookup_elem(&seen, &key)) return 0;
-	bpf_map_update_elem(&seen, &key, &one, BPF_ANY);
-	return 1;
+	u32 at = (key >> 40) & (LINES - 1);
+	return bpf_map_lookup_elem(&seen, &at);
 }
 
-struct hash { u64 h; u32 words; };
-
-static long hash_word(u32 index, void *ctx)
+static __always_inline int known(u64 key)
 {
-	struct hash *hash = ctx;
-	struct out *o = out();
-	if (!o || index >= hash->words) return 1;
-	hash->h = mix(hash->h, *(u64 *)&o->data[(index & 511) * 8]);
+	struct line *l = line_of(key);
+	if (!l) return 0;
+	u32 hit = 0;
+#pragma unroll
+	for (int i = 0; i < 8; i++) hit |= l->key[i] == key;
+	return hit;
+}
+
+// After the event was sent, so that nobody relies on one that was not.
+static __always_inline void remember(u64 key)
+{
+	struct line *l = line_of(key);
+	if (!l) return;
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		if (!l->key[i]) {
+			l->key[i] = key;
+			return;
+		}
+	l->key[(key >> 20) & 7] = key;
+}
+
+// The bytes in `data` up to `len`, whose last word is filled up with zeros.
+__noinline u64 hash_data(u64 h, u32 len)
+{
+	struct out *o = ONLY(scratch);
+	if (!o) return h;
+	for (u32 i = 0; i < 512; i++) {
+		if (i * 8 >= len) break;
+		h = mix(h, *(u64 *)&o->data[i * 8]);
+	}
+	return mix(h, len);
+}
+
+// ---- names ----------------------------------------------------------------------------------
+
+static __always_inline int watched(struct super_block *sb)
+{
+	u32 dev = BPF_CORE_READ(sb, s_dev);
+	return bpf_map_lookup_elem(&overlays, &dev) != 0;
+}
+
+// A walk from a dentry up to the root of its overlay, or to the top of the mount tree.
+struct walk {
+	u64 dentry, mnt;
+	u32 off, done;
+};
+
+static long step_up(u32 index, void *ctx)
+{
+	struct walk *w = ctx;
+	struct dentry *d = (void *)w->dentry;
+	struct vfsmount *m = (void *)w->mnt;
+	struct dentry *parent = BPF_CORE_READ(d, d_parent);
+	struct out *o;
+	long n;
+
+	// inside the overlay the tree's own path counts, whatever mount led here
+	if (m && d == BPF_CORE_READ(m, mnt_root) && !watched(BPF_CORE_READ(d, d_sb))) {
+		struct mount *mount = (void *)m - bpf_core_field_offset(struct mount, mnt);
+		struct mount *up = BPF_CORE_READ(mount, mnt_parent);
+		if (up == mount) { w->done = 1; return 1; }
+		w->dentry = (u64)BPF_CORE_READ(mount, mnt_mountpoint);
+		w->mnt = (u64)up + bpf_core_field_offset(struct mount, mnt);
+		return 0;
+	}
+	if (d == parent) {
+		w->done = 1;
+		return 1;
+	}
+	o = ONLY(scratch2);
+	if (!o || w->off >= DATA - 256) return 1;
+	n = bpf_probe_read_kernel_str(&o->data[w->off & (DATA - 1)], 256, BPF_CORE_READ(d, d_name.name));
+	if (n > 0) w->off += n;
+	w->dentry = (u64)parent;
 	return 0;
 }
 
-// `data` up to `len`, whose last word is filled up with zeros.
-__noinline u64 hash_data(u64 h, u32 len)
+// Sends the names from a dentry upwards, each with a NUL, leaf first, under `key`. Global, so that
+// the verifier looks at it once and not for each caller.
+__noinline int send_name(u64 dentry, u64 mnt, u64 key)
 {
-	struct hash hash = { .h = h, .words = (len + 7) / 8 };
-	bpf_loop(512, hash_word, &hash, 0);
-	return hash.h;
+	struct walk w = { .dentry = dentry, .mnt = mnt };
+	struct out *o = ONLY(scratch2);
+	struct thread none = {};
+	struct dentry *d = (void *)dentry;
+	if (!o) return 0;
+	bpf_loop(2048, step_up, &w, 0);
+	if (!w.done) lose(STRING_CUT);
+	begin(o, NAME, &none);
+	o->head.value = key;
+	if (watched(BPF_CORE_READ(d, d_sb))) o->head.flags |= ON_OVERLAY;
+	o->head.lens[0] = w.off;
+	return send(o, w.off);
 }
 
-static __always_inline u64 dentry_id(struct dentry *d)
+// The key of a dentry's path: where every dentry on the way lies and what it is called. Pointers may
+// be subtracted, not read.
+static __noinline u64 chain_key(struct dentry *d)
 {
-	struct inode *inode = BPF_CORE_READ(d, d_inode);
-	u64 h = mix((u64)d, (u64)BPF_CORE_READ(d, d_parent));
-	return inode ? mix(h, BPF_CORE_READ(inode, i_ino)) : h;
-}
-
-// Reports the string in `data` (`len` bytes with its NUL) as a path used from `base`.
-static __always_inline void report_path(struct out *o, struct thread *t, u32 len, struct path *base,
-					struct task_struct *task, u64 key)
-{
-	struct fs_struct *fs = BPF_CORE_READ(task, fs);
-	struct dentry *root = BPF_CORE_READ(fs, root.dentry);
-	u32 off = len;
-	u64 got;
-
-	if (!fs) return;
-	key = mix(key, dentry_id(root));
-	if (base && base->dentry) key = mix(key, dentry_id(base->dentry));
-	if (!first(key)) return;
-	o->head.mnt_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
-	o->head.lens[0] = len;
-	if (base && base->dentry) {
-		got = put_path((u64)base->dentry, (u64)base->mnt, off);
-		if (got >> 32) o->head.flags |= BASE_ON_OVERLAY;
-		o->head.lens[1] = got;
-		off += (u32)got;
-	} else if (base) {
-		o->head.flags |= BASE_UNKNOWN;
+	u64 h = 0x51;
+	for (int i = 0; i < 64; i++) {
+		struct dentry *up = d->d_parent;
+		u64 from = (u64)d - (u64)up;
+		if (!from) return mix(h, d->d_sb->s_dev);
+		h = mix(h, from ^ d->d_name.hash_len);
+		d = up;
 	}
-	got = put_path((u64)root, (u64)BPF_CORE_READ(fs, root.mnt), off);
-	if (got >> 32) o->head.flags |= ROOT_ON_OVERLAY;
-	o->head.lens[2] = got;
-	off += (u32)got;
-	if (!send(o, off)) bpf_map_delete_elem(&seen, &key);
+	return mix(h, bpf_ktime_get_ns()); // too deep to be known again
 }
 
-static __always_inline struct file *file_of(struct task_struct *task, s32 fd)
+// The key of a path, whose names the reader knows from here on; 0 if it could not be told.
+static __always_inline u64 name_of(u64 key, u64 dentry, u64 mnt)
+{
+	if (known(key)) return key;
+	if (!send_name(dentry, mnt, key)) return 0;
+	remember(key);
+	return key;
+}
+
+// The same for a path that the kernel holds; on another file system than the overlay's the mount is
+// part of the name.
+static __always_inline u64 path_key(struct path *path)
+{
+	u64 key = chain_key(path->dentry), mnt = 0;
+	bpf_probe_read_kernel(&mnt, sizeof(mnt), &path->mnt);
+	return mix(key, mnt);
+}
+
+static __always_inline u64 path_name(struct path *path, u64 key)
+{
+	u64 dentry = 0, mnt = 0;
+	bpf_probe_read_kernel(&dentry, sizeof(dentry), &path->dentry);
+	bpf_probe_read_kernel(&mnt, sizeof(mnt), &path->mnt);
+	return dentry ? name_of(key, dentry, mnt) : 0;
+}
+
+// ---- mounts ---------------------------------------------------------------------------------
+
+// Which state of which mount namespace.
+static __always_inline u64 mounts_key(struct mnt_namespace *ns)
+{
+	u64 root = 0;
+	bpf_probe_read_kernel(&root, sizeof(root), &ns->root);
+	return mix(mix(0x3077, ns->event ^ (u64)ns->ns.inum << 32), root);
+}
+
+struct mounts { u64 node, end; u32 ns, tree, count, done; };
+
+// The next node of a red-black tree in order.
+static __noinline u64 rb_next(u64 at)
+{
+	struct rb_node *node = (void *)at, *next = BPF_CORE_READ(node, rb_right);
+	int i;
+	if (next) {
+		for (i = 0; i < 40; i++) {
+			node = BPF_CORE_READ(next, rb_left);
+			if (!node) break;
+			next = node;
+		}
+		return (u64)next;
+	}
+	for (i = 0; i < 40; i++) {
+		struct rb_node *up = (void *)(BPF_CORE_READ(node, __rb_parent_color) & ~3UL);
+		if (!up || BPF_CORE_READ(up, rb_left) == node) return (u64)up;
+		node = up;
+	}
+	return 0;
+}
+
+static long each_mount(u32 index, void *ctx)
+{
+	struct mounts *m = ctx;
+	struct thread none = {};
+	struct mount *mount, *up;
+	struct dentry *root, *point;
+	struct out *o = ONLY(scratch2);
+	u64 upper, at, below;
+
+	if (!m->node || m->node == m->end) { m->done = 1; return 1; }
+	if (m->tree) {
+		mount = (void *)m->node - bpf_core_field_offset(struct mount___tree, mnt_node);
+		m->node = rb_next(m->node);
+	} else {
+		mount = (void *)m->node - bpf_core_field_offset(struct mount, mnt_list);
+		m->node = (u64)BPF_CORE_READ(mount, mnt_list.next);
+	}
+	root = BPF_CORE_READ(mount, mnt.mnt_root);
+	if (!root || !o) return 0; // the place of somebody who reads the list
+	up = BPF_CORE_READ(mount, mnt_parent);
+	upper = (u64)up + bpf_core_field_offset(struct mount, mnt);
+	point = BPF_CORE_READ(mount, mnt_mountpoint);
+	// never known before: a mount can be anywhere the next time
+	at = mix(mix((u64)point, upper), bpf_ktime_get_ns() | 1);
+	below = mix((u64)root, at);
+	if (!send_name((u64)point, upper, at) || !send_name((u64)root, 0, below)) return 1;
+	begin(o, MOUNT, &none);
+	o->head.mnt_ns = m->ns;
+	o->head.value = BPF_CORE_READ(mount, mnt_id);
+	o->head.other = BPF_CORE_READ(mount, mnt.mnt_sb, s_dev);
+	o->head.base = at;
+	o->head.root = below;
+	m->count++;
+	return !send(o, 0);
+}
+
+// Reports every mount of a namespace.
+__noinline int send_mounts(u64 addr)
+{
+	struct mnt_namespace *ns = (void *)addr;
+	struct mounts m = { .ns = BPF_CORE_READ(ns, ns.inum) };
+	struct thread none = {};
+	struct out *o;
+	if (bpf_core_field_exists(struct mount___tree, mnt_node)) {
+		struct mnt_namespace___tree *tree = (void *)addr;
+		struct rb_node *node = BPF_CORE_READ(tree, mounts.rb_node), *left;
+		for (int i = 0; node && i < 40; i++) {
+			left = BPF_CORE_READ(node, rb_left);
+			if (!left) break;
+			node = left;
+		}
+		m.node = (u64)node;
+		m.tree = 1;
+	} else {
+		m.node = (u64)BPF_CORE_READ(ns, list.next);
+		m.end = addr + bpf_core_field_offset(struct mnt_namespace, list);
+	}
+	bpf_loop(8192, each_mount, &m, 0);
+	if (!m.done) lose(MOUNTS_UNKNOWN);
+	o = ONLY(scratch2);
+	if (!o) return 0;
+	begin(o, MOUNTED, &none);
+	o->head.mnt_ns = m.ns;
+	o->head.value = m.count;
+	return send(o, 0);
+}
+
+// The reader knows the mounts that the current task sees.
+static __always_inline void tell_mounts(struct task_struct *task)
+{
+	struct mnt_namespace *ns = task->nsproxy->mnt_ns;
+	u64 addr = 0, key = mounts_key(ns);
+	if (known(key)) return;
+	bpf_probe_read_kernel(&addr, sizeof(addr), &task->nsproxy->mnt_ns);
+	if (addr && send_mounts(addr)) remember(key);
+}
+
+// ---- paths ----------------------------------------------------------------------------------
+
+static __always_inline u64 file_of(struct task_struct *task, s32 fd)
 {
 	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
-	struct file **fds, *file = 0;
+	struct file **fds;
+	u64 file = 0;
 	if (fd < 0 || (u32)fd >= BPF_CORE_READ(fdt, max_fds)) return 0;
 	fds = BPF_CORE_READ(fdt, fd);
 	bpf_probe_read_kernel(&file, sizeof(file), fds + fd);
 	return file;
 }
 
-static __always_inline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
+// chain_key for a dentry that is known by its address only.
+static __noinline u64 address_key(u64 dentry)
 {
-	u64 v;
+	struct dentry *d = (void *)dentry;
+	u64 h = 0x51;
+	for (int i = 0; i < 64; i++) {
+		struct dentry *up = BPF_CORE_READ(d, d_parent);
+		u64 from = (u64)d - (u64)up;
+		if (!from) return mix(h, BPF_CORE_READ(d, d_sb, s_dev));
+		h = mix(h, from ^ BPF_CORE_READ(d, d_name.hash_len));
+		d = up;
+	}
+	return mix(h, bpf_ktime_get_ns());
+}
+
+static __always_inline u64 file_key(u64 addr)
+{
+	struct file *file = (void *)addr;
+	u64 dentry = (u64)BPF_CORE_READ(file, f_path.dentry);
+	return mix(address_key(dentry), (u64)BPF_CORE_READ(file, f_path.mnt));
+}
+
+static __always_inline u64 file_name(u64 addr, u64 key)
+{
+	struct file *file = (void *)addr;
+	return name_of(key, (u64)BPF_CORE_READ(file, f_path.dentry), (u64)BPF_CORE_READ(file, f_path.mnt));
+}
+
+static __noinline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
+{
 	if (arch) {
 		switch (index) {
-		case 0: v = BPF_CORE_READ(regs, bx); break;
-		case 1: v = BPF_CORE_READ(regs, cx); break;
-		case 2: v = BPF_CORE_READ(regs, dx); break;
-		case 3: v = BPF_CORE_READ(regs, si); break;
-		case 4: v = BPF_CORE_READ(regs, di); break;
-		default: v = BPF_CORE_READ(regs, bp); break;
+		case 0: return (u32)regs->bx;
+		case 1: return (u32)regs->cx;
+		case 2: return (u32)regs->dx;
+		case 3: return (u32)regs->si;
+		case 4: return (u32)regs->di;
+		default: return (u32)regs->bp;
 		}
-		return (u32)v;
 	}
 	switch (index) {
-	case 0: return BPF_CORE_READ(regs, di);
-	case 1: return BPF_CORE_READ(regs, si);
-	case 2: return BPF_CORE_READ(regs, dx);
-	case 3: return BPF_CORE_READ(regs, r10);
-	case 4: return BPF_CORE_READ(regs, r8);
-	default: return BPF_CORE_READ(regs, r9);
+	case 0: return regs->di;
+	case 1: return regs->si;
+	case 2: return regs->dx;
+	case 3: return regs->r10;
+	case 4: return regs->r8;
+	default: return regs->r9;
 	}
 }
 
 struct use {
+	u32 pid;         // of the thread that counts as the user
 	u32 arch, nr, which;
-	s32 ret;
+	s32 ret, fd;     // fd: the directory that a relative path starts from
+	u32 len;         // of the string in `data`, with its NUL
+	u32 mounts;      // the call changed the mounts: they were others when it looked
+	u64 flags;
 };
 
-// One path argument of a finished call.
-static __noinline int path_used(struct use *u, struct pt_regs *regs, struct thread *t, struct call *c)
+// Reports the string in `data`. Global, as all that follows from a call's end: looked at once.
+__noinline int path_used(struct use *u)
 {
-	struct task_struct *task;
-	struct out *o = out();
-	struct path base = {};
-	u64 ptr, key, flags = 0;
-	u32 dir, index;
-	long n;
+	struct task_struct *task = self();
+	struct fs_struct *fs = task->fs;
+	struct out *o = ONLY(scratch);
+	u64 key, root, base = 0, file = 0;
+	struct thread *t;
+	int absolute;
 
-	if (!o || !u || !regs || !t || !c) return 0;
-	task = (void *)bpf_get_current_task();
-	if (u->which == 2) {
-		u16 family = 0;
-		ptr = arg(regs, u->arch, c->sockaddr - 1);
-		if (!ptr) return 0;
-		if (bpf_probe_read_user(&family, sizeof(family), (void *)ptr)) {
-			if (u->ret >= 0) lose(STRING_FAULT);
-			return 0;
-		}
-		if (family != 1) return 0; // AF_UNIX
-		ptr += 2;
-		dir = 0;
-	} else {
-		index = c->path[u->which & 1];
-		dir = c->dir[u->which & 1];
-		ptr = arg(regs, u->arch, index - 1);
-		if (!ptr) return 0;
+	if (!o || !u || !fs || u->len <= 1 || u->len > 4096) return 0;
+	t = thread_of(u->pid);
+	if (!t) return 0;
+	*(u64 *)&o->data[u->len & 0x1fff] = 0;
+	absolute = o->data[0] == '/';
+	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
+	key = hash_data(mix(key, u->flags), u->len);
+	root = path_key(&fs->root);
+	key = mix(key, root);
+	key = mix(key, mounts_key(task->nsproxy->mnt_ns));
+	if (!absolute && u->fd == AT_FDCWD) {
+		base = path_key(&fs->pwd);
+	} else if (!absolute) {
+		file = file_of(task, u->fd);
+		if (file) base = file_key(file);
 	}
-	n = bpf_probe_read_user_str(o->data, u->which == 2 ? 108 : 4096, (void *)ptr);
-	if (n < 0) {
-		if (u->ret != -14) lose(STRING_FAULT);
-		return 0;
-	}
-	// an empty string means the descriptor itself, which was seen when it was opened
-	if (n <= 1 || n > 4096) return 0;
-	*(u64 *)&o->data[n & 0x1fff] = 0;
-	if (c->flags) flags = arg(regs, u->arch, c->flags - 1);
+	key = mix(key, base);
+	if (known(key)) return 0;
+	if (!watched(fs->root.dentry->d_sb)) return 0; // a runtime that is still at the host's root
+	if (!u->mounts) tell_mounts(task);
 	begin(o, PATH, t);
 	o->head.arch = u->arch;
 	o->head.number = u->nr;
 	o->head.result = u->ret;
 	o->head.other = u->which;
-	o->head.value = flags;
-	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)o->head.phase << 24 | (u64)t->role << 32,
-		  u->ret < 0 ? u->ret : 0);
-	key = hash_data(mix(key, flags), n);
-	if (o->data[0] == '/') {
-		report_path(o, t, n, 0, task, key);
+	o->head.value = u->flags;
+	o->head.mnt_ns = task->nsproxy->mnt_ns->ns.inum;
+	o->head.lens[0] = u->len;
+	o->head.flags |= ROOT_ON_OVERLAY;
+	o->head.root = path_name(&fs->root, root);
+	if (!o->head.root) return 0;
+	if (!absolute && u->fd == AT_FDCWD) {
+		o->head.base = path_name(&fs->pwd, base);
+		if (!o->head.base) return 0;
+	} else if (file) {
+		o->head.base = file_name(file, base);
+		if (!o->head.base) return 0;
+	} else if (!absolute) {
+		o->head.flags |= BASE_UNKNOWN;
+	}
+	if (send(o, u->len)) remember(key);
+	return 0;
+}
+
+// One path argument of a finished call.
+static __noinline int path_argument(struct use *u, struct pt_regs *regs, struct call *c)
+{
+	struct out *o = ONLY(scratch);
+	u32 index, dir;
+	u64 ptr, flags = 0;
+	long n;
+	if (!o || !u || !regs || !c) return 0;
+	index = c->path[u->which & 1];
+	dir = c->dir[u->which & 1];
+	ptr = arg(regs, u->arch, index - 1);
+	if (!ptr) return 0;
+	n = bpf_probe_read_user_str(o->data, 4096, (void *)ptr);
+	if (n < 0) {
+		if (u->ret != -EFAULT) lose(STRING_FAULT);
 		return 0;
 	}
-	s32 fd = dir ? (s32)arg(regs, u->arch, dir - 1) : AT_FDCWD;
-	if (fd == AT_FDCWD) {
-		struct fs_struct *fs = BPF_CORE_READ(task, fs);
-		base.dentry = BPF_CORE_READ(fs, pwd.dentry);
-		base.mnt = BPF_CORE_READ(fs, pwd.mnt);
+	// an empty string means the descriptor itself, which was seen when it was opened
+	u->len = n;
+	if (c->flags) flags = arg(regs, u->arch, (c->flags & ~BY_POINTER) - 1);
+	if ((c->flags & BY_POINTER) && bpf_probe_read_user(&flags, sizeof(flags), (void *)flags)) {
+		if (u->ret >= 0) lose(STRING_FAULT);
+		flags = 0;
+	}
+	u->flags = flags;
+	u->fd = dir ? (s32)arg(regs, u->arch, dir - 1) : AT_FDCWD;
+	u->mounts = c->what == MOUNTS;
+	return path_used(u);
+}
+
+// ---- addresses ------------------------------------------------------------------------------
+
+// The socket behind a descriptor; 0 if it is none.
+static __noinline u64 socket_of(s32 fd)
+{
+	struct file *file = (void *)file_of(self(), fd);
+	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & 0170000) != 0140000) return 0;
+	return (u64)BPF_CORE_READ(file, private_data);
+}
+
+static __always_inline int send_address(struct out *o, struct use *u, struct thread *t, s32 fd, u32 len)
+{
+	struct socket *socket = (void *)socket_of(fd);
+	u32 type = 0, protocol = 0;
+	u64 key;
+	if (socket) {
+		type = (u16)BPF_CORE_READ(socket, type);
+		protocol = BPF_CORE_READ(socket, sk, sk_protocol);
+	}
+	*(u64 *)&o->data[len & 0xff] = 0;
+	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)class_of(t) << 24 | (u64)type << 32, u->ret < 0 ? u->ret : 0);
+	key = hash_data(mix(key, 0xadd0 | (u64)protocol << 32), len);
+	if (known(key)) return 0;
+	begin(o, ADDRESS, t);
+	o->head.arch = u->arch;
+	o->head.number = u->nr;
+	o->head.result = u->ret;
+	o->head.value = type | (u64)protocol << 32;
+	o->head.lens[0] = len;
+	if (send(o, len)) remember(key);
+	return 0;
+}
+
+// A socket address in user memory: a path of a unix socket, or an address of the network.
+__noinline int address(struct use *u, s32 fd, u64 ptr, u32 len)
+{
+	struct out *o = ONLY(scratch);
+	struct thread *t;
+	u16 family = 0;
+	if (!o || !u || !ptr || len < 2) return 0;
+	t = thread_of(u->pid);
+	if (!t) return 0;
+	if (len > 128) len = 128;
+	*(u64 *)&o->data[0] = 0;
+	if (bpf_probe_read_user(o->data, len, (void *)ptr)) {
+		if (u->ret != -EFAULT) lose(STRING_FAULT);
+		return 0;
+	}
+	family = *(u16 *)o->data;
+	if (family == 1 && len > 2 && o->data[2]) {
+		long n = bpf_probe_read_user_str(o->data, len > 110 ? 109 : len - 1, (void *)(ptr + 2));
+		if (n <= 0) return 0;
+		u->which = 2;
+		u->len = n;
+		u->fd = AT_FDCWD;
+		return path_used(u);
+	}
+	if (family != 1 && family != 2 && family != 10) return 0;
+	if (family == 2 && len > 16) len = 16;
+	if (family == 10 && len > 28) len = 28;
+	if (family == 2 && len >= 16) *(u64 *)&o->data[8] = 0; // padding
+	return send_address(o, u, t, fd, len);
+}
+
+// Where a message's address is.
+static __noinline u64 message_name(u64 ptr, u32 arch, u32 *len)
+{
+	struct { u64 name; u32 len; } m = {};
+	u32 half[2] = {};
+	if (!len) return 0;
+	if (arch) {
+		bpf_probe_read_user(half, sizeof(half), (void *)ptr);
+		m.name = half[0];
+		m.len = half[1];
 	} else {
-		struct file *file = file_of(task, fd);
-		if (file) {
-			base.dentry = BPF_CORE_READ(file, f_path.dentry);
-			base.mnt = BPF_CORE_READ(file, f_path.mnt);
-		}
+		bpf_probe_read_user(&m, 12, (void *)ptr);
 	}
-	report_path(o, t, n, &base, task, key);
-	return 0;
+	*len = m.len;
+	return m.name;
 }
 
-// ---- tasks ----------------------------------------------------------------------------------
-
-static __always_inline int recorded(void)
+// What a socket listens on, as a socket address.
+__noinline int listening(struct use *u, s32 fd)
 {
-	return bpf_current_task_under_cgroup(&run, 0) == 1;
-}
-
-// The role of the nearest cgroup above the current task that has one.
-static __always_inline u32 role_of_current(void)
-{
-	u32 role = MAIN;
-	for (int level = 0; level < 32; level++) {
-		u64 id = bpf_get_current_ancestor_cgroup_id(level);
-		u32 *found;
-		if (!id) break;
-		found = bpf_map_lookup_elem(&roles, &id);
-		if (found) role = *found;
+	struct socket *socket = (void *)socket_of(fd);
+	struct out *o = ONLY(scratch);
+	struct thread *t;
+	struct sock *sk;
+	u16 family, port;
+	u32 len;
+	if (!o || !socket || !u) return 0;
+	t = thread_of(u->pid);
+	if (!t) return 0;
+	sk = BPF_CORE_READ(socket, sk);
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (family != 2 && family != 10) return 0;
+	port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	len = family == 2 ? 16 : 28;
+	__builtin_memset(o->data, 0, 40);
+	*(u16 *)&o->data[0] = family;
+	*(u16 *)&o->data[2] = __builtin_bswap16(port);
+	if (family == 2) {
+		*(u32 *)&o->data[4] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+	} else {
+		BPF_CORE_READ_INTO((struct in6_addr *)&o->data[8], sk, __sk_common.skc_v6_rcv_saddr);
 	}
-	return role;
+	return send_address(o, u, t, fd, len);
 }
 
-// A task of the cgroup that no fork announced: something outside moved or cloned it in.
-static __noinline int sight(u32 tid)
+// ---- calls ----------------------------------------------------------------------------------
+
+static __always_inline struct slot *slot_of(u32 arch, u32 class, u32 nr)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct thread t = {};
-	struct out *o = out();
-	t.tgid = reader_pid((u64)task);
-	t.role = role_of_current();
-	if (bpf_map_update_elem(&threads, &tid, &t, BPF_ANY)) {
-		lose(MAP_FULL);
-		return 0;
-	}
-	if (!o) return 0;
-	begin(o, SIGHT, &t);
-	send(o, 0);
-	return 0;
+	u32 at = (arch * CLASSES + class) * CALLS + (nr < CALLS ? nr : CALLS - 1);
+	return bpf_map_lookup_elem(&slots, &at);
 }
 
-static __always_inline struct thread *current_thread(void)
+static __noinline int note(struct thread *t, u32 kind, u32 call, s32 ret)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid();
-	struct thread *t = bpf_map_lookup_elem(&threads, &tid);
-	if (t) return t;
-	sight(tid);
-	return bpf_map_lookup_elem(&threads, &tid);
-}
-
-// Reports a call under `bit` once per phase.
-static __always_inline void note_call(struct thread *t, u8 kind, u32 arch, u32 nr, s32 ret, u64 bit)
-{
-	u32 at = (arch * PHASES + phase_of(t)) * CALLS + (nr < CALLS ? nr : CALLS - 1);
-	u64 *bits = bpf_map_lookup_elem(&seen_calls, &at);
-	struct out *o;
-	if ((s32)nr < 0) return; // no call: the kernel answers ENOSYS to every negative number
-	if (!bits || (*bits & bit)) return;
-	o = out();
-	if (!o) return;
+	struct out *o = ONLY(scratch);
+	if (!o || !t) return 0;
 	begin(o, kind, t);
-	o->head.arch = arch;
-	o->head.number = nr;
+	o->head.arch = call >> 31;
+	o->head.number = call & 0x7fffffff;
 	o->head.result = ret;
-	if (send(o, 0)) __sync_fetch_and_or(bits, bit);
+	return send(o, 0);
 }
 
-static __always_inline void note_value(struct thread *t, u32 arch, u32 nr, u64 value)
+// Values of one call that are told apart; then one event stands for all others.
+#define MAX_VALUES 256
+
+__noinline int note_value(u32 pid, u32 call, u64 value)
 {
-	u64 key = mix(mix(0x5a5a, (u64)nr | (u64)arch << 32), value);
-	struct out *o;
-	key = mix(key, phase_of(t));
-	if (!first(key)) return;
-	o = out();
-	if (!o) return;
+	struct out *o = ONLY(scratch);
+	struct thread *t = thread_of(pid);
+	struct slot *s;
+	u64 key;
+	if (!t || !o) return 0;
+	s = slot_of(call >> 31, class_of(t), call & 0x7fffffff);
+	if (!s) return 0;
+	if (s->values > MAX_VALUES) return 0;
+	key = mix(mix(0x5a5a, (u64)call | (u64)class_of(t) << 32), value);
+	if (known(key)) return 0;
 	begin(o, VALUE, t);
-	o->head.arch = arch;
-	o->head.number = nr;
+	o->head.arch = call >> 31;
+	o->head.number = call & 0x7fffffff;
 	o->head.value = value;
-	if (!send(o, 0)) bpf_map_delete_elem(&seen, &key);
+	if (s->values == MAX_VALUES) o->head.flags |= OTHERS;
+	if (send(o, 0)) {
+		remember(key);
+		s->values++;
+	}
+	return 0;
 }
 
-static __always_inline struct call *call_of(u32 arch, u32 nr)
+static __always_inline u64 socket_value(u64 domain, u64 type, u64 protocol)
 {
-	u32 at = arch * CALLS + nr;
-	if (nr >= CALLS) return 0;
-	return bpf_map_lookup_elem(&table, &at);
+	return (domain & 0xffff) | (type & 0xf) << 16 | (protocol & 0xffffffff) << 32;
+}
+
+static __noinline int note_args(u32 how, u32 call, struct pt_regs *regs)
+{
+	u32 arch = call >> 31;
+	u64 value;
+	if (!regs) return 0;
+	if (how == SOCKET) {
+		value = socket_value(arg(regs, arch, 0), arg(regs, arch, 1), arg(regs, arch, 2));
+	} else if (how == SOCKOPT) {
+		value = (u32)arg(regs, arch, 1) | arg(regs, arch, 2) << 32;
+	} else if (how == EXECUTABLE) {
+		value = (u32)arg(regs, arch, 2);
+		if (!(value & PROT_EXEC)) return 0;
+	} else {
+		value = (u32)arg(regs, arch, how - 1);
+	}
+	return note_value((u32)bpf_get_current_pid_tgid(), call, value);
 }
 
 static __always_inline u32 compat(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	return (BPF_CORE_READ(task, thread_info.status) & TS_COMPAT) != 0;
+	return (self()->thread_info.status & TS_COMPAT) != 0;
 }
 
 SEC("tp_btf/sys_enter")
 int slim_enter(u64 *ctx)
 {
-	struct thread *t;
-	struct call *c;
-	u32 arch, nr = ctx[1];
-	if (!recorded()) return 0;
-	t = current_thread();
+	struct thread *t = current_thread();
+	struct slot *s;
+	u32 arch, nr, call;
 	if (!t) return 0;
+	nr = (u32)ctx[1] & 0x7fffffff;
 	arch = compat();
-	t->call = (arch << 31 | (nr & 0x7fffffff)) + 1;
-	if (t->role == UNRECORDED) return 0;
-	note_call(t, CALL, arch, nr, 0, 1);
-	c = call_of(arch, nr);
-	if (c && c->value) note_value(t, arch, nr, arg((void *)ctx[0], arch, c->value - 1));
+	call = arch << 31 | nr;
+	t->call = call + 1;
+	if (t->role == UNRECORDED || (s32)ctx[1] < 0) return 0; // no call: ENOSYS for every negative number
+	s = slot_of(arch, class_of(t), nr);
+	if (!s) return 0;
+	if (!s->called && note(t, CALL, call, 0)) s->called = 1;
+	if (s->call.args) note_args(s->call.args, call, (void *)ctx[0]);
 	return 0;
 }
 
-static __always_inline u64 refusal_bit(s32 ret)
+// The errno of a call's result; 0 for none. Those that ask for a restart are never seen by programs,
+// which see EINTR or the call again.
+static __always_inline u32 errno_of(s64 ret)
 {
-	return 2ULL << (ret < 0 && ret > -62 ? -ret : 0);
+	if (ret >= 0 || ret < -4095) return 0;
+	if (ret < -511) return 4;
+	return ret > -192 ? -ret : 191;
+}
+
+static __noinline int note_error(struct thread *t, struct slot *s, u32 kind, u32 call, s32 ret)
+{
+	u32 number = errno_of(ret);
+	u64 bit = 1ULL << (number & 63), *bits;
+	if (!s || number > 191) return 0;
+	bits = kind == REFUSED ? &s->refused[0] : &s->failed[0];
+	if (number >= 128) bits += 2; else if (number >= 64) bits += 1;
+	if (*bits & bit) return 0;
+	if (note(t, kind, call, number ? -(s32)number : ret)) *bits |= bit;
+	return 0;
+}
+
+// An executable mapping of a file.
+__noinline int mapped(struct use *u, s32 fd)
+{
+	struct out *o = ONLY(scratch);
+	struct file *file;
+	struct thread *t;
+	u64 name, key, addr;
+	if (!o || !u) return 0;
+	t = thread_of(u->pid);
+	if (!t) return 0;
+	addr = file_of(self(), fd);
+	file = (void *)addr;
+	if (!addr || !watched(BPF_CORE_READ(file, f_path.dentry, d_sb))) return 0;
+	name = file_key(addr);
+	key = mix(name, 0x3a9 | class_of(t) << 16);
+	if (known(key)) return 0;
+	begin(o, MAP, t);
+	o->head.arch = u->arch;
+	o->head.number = u->nr;
+	o->head.mnt_ns = self()->nsproxy->mnt_ns->ns.inum;
+	o->head.flags |= EXE_ON_OVERLAY;
+	o->head.exe = file_name(addr, name);
+	if (o->head.exe && send(o, 0)) remember(key);
+	return 0;
+}
+
+// What else there is to see when a call ends. Inlined, because frames are few.
+static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
+{
+	u64 value = 0, at = 0;
+	u32 a[6] = {}, len = 0, one;
+	s32 fd = arg(regs, u->arch, 0);
+	u->flags = 0;
+	u->mounts = 0;
+	if (what == SOCKETCALL) {
+		one = fd;
+		if (one != 2 && one != 3 && one != 4 && one != 11 && one != 16) return;
+		if (bpf_probe_read_user(a, one == 11 ? 24 : one == 4 ? 8 : 12, (void *)arg(regs, u->arch, 1))) {
+			if (u->ret >= 0) lose(STRING_FAULT);
+			return;
+		}
+		fd = a[0];
+		what = one == 4 ? LISTEN : one == 16 ? MESSAGE : ADDR_1;
+		at = one == 11 ? a[4] : a[1];
+		len = one == 11 ? a[5] : a[2];
+	} else if (what == ADDR_1 || what == ADDR_4 || what == MESSAGE || what == MESSAGES) {
+		at = arg(regs, u->arch, what == ADDR_4 ? 4 : 1);
+		len = arg(regs, u->arch, what == ADDR_4 ? 5 : 2);
+	}
+	if (what == MESSAGE) {
+		at = message_name(at, u->arch, &len);
+		what = ADDR_1;
+	}
+	switch (what) {
+	case ADDR_1: case ADDR_4:
+		if (at) address(u, fd, at, len);
+		return;
+	case MESSAGES:
+		for (int i = 0; i < 8; i++) {
+			if (i >= u->ret) break;
+			value = message_name(at, u->arch, &len);
+			if (value) address(u, fd, value, len);
+			at += u->arch ? 32 : 64;
+		}
+		return;
+	case LISTEN:
+		if (u->ret == 0) listening(u, fd);
+		return;
+	case MAPPING:
+		if (u->ret < 0 || !(arg(regs, u->arch, 2) & PROT_EXEC) || arg(regs, u->arch, 3) & MAP_ANONYMOUS) return;
+		mapped(u, arg(regs, u->arch, 4));
+		return;
+	case CLONE3:
+		if (!bpf_probe_read_user(&value, sizeof(value), (void *)arg(regs, u->arch, 0)))
+			note_value(u->pid, u->arch << 31 | u->nr, value);
+	}
 }
 
 SEC("tp_btf/sys_exit")
 int slim_exit(u64 *ctx)
 {
 	struct pt_regs *regs = (void *)ctx[0];
-	u32 tid = (u32)bpf_get_current_pid_tgid();
-	struct use u = { .ret = (s32)ctx[1] };
-	struct thread *t;
-	struct call *c;
+	struct thread *t = current_thread();
+	s64 ret = (s64)ctx[1];
+	struct use u = {};
+	struct slot *s;
 	u32 call;
 
-	if (!recorded()) return 0;
-	t = bpf_map_lookup_elem(&threads, &tid);
-	if (!t) {
-		// moved in during this call: whether it was entered is unknown
-		sight(tid);
-		return 0;
-	}
+	if (!t) return 0;
+	u.pid = (u32)bpf_get_current_pid_tgid();
 	call = t->call;
 	t->call = 0;
-	if (t->role == UNRECORDED) return 0;
+	if (t->role == UNRECORDED || call == ELSEWHERE) return 0;
 	if (!call) {
-		s32 nr = (s32)BPF_CORE_READ(regs, orig_ax);
-		if (nr >= 0) note_call(t, REFUSED, compat(), nr, u.ret, refusal_bit(u.ret));
+		s64 nr = regs->orig_ax;
+		u32 arch = compat();
+		if ((s32)nr < 0) return 0;
+		s = slot_of(arch, class_of(t), nr);
+		if (s) note_error(t, s, REFUSED, arch << 31 | (u32)nr, ret < 0 ? (s32)ret : 0);
 		return 0;
 	}
 	call -= 1;
 	u.arch = call >> 31;
 	u.nr = call & 0x7fffffff;
-	c = call_of(u.arch, u.nr);
-	if (!c) return 0;
-	if (c->path[0]) path_used(&u, regs, t, c);
-	if (c->path[1]) {
+	s = slot_of(u.arch, class_of(t), u.nr);
+	if (!s) return 0;
+	if (errno_of(ret)) note_error(t, s, FAILED, call, ret);
+	if (!s->call.path[0] && !s->call.what) return 0;
+	u.ret = ret < -4095 ? 0 : ret > 0x7fffffff ? 0x7fffffff : (s32)ret;
+	if (s->call.path[0]) path_argument(&u, regs, &s->call);
+	if (s->call.path[1]) {
 		u.which = 1;
-		path_used(&u, regs, t, c);
+		path_argument(&u, regs, &s->call);
 	}
-	if (c->sockaddr) {
-		u.which = 2;
-		path_used(&u, regs, t, c);
+	if (s->call.what) more(&u, s->call.what, regs);
+	return 0;
+}
+
+// ---- tasks ----------------------------------------------------------------------------------
+
+#define OUTSIDE 0xffff
+
+// The role that a task's place in the tree of cgroups gives it, or OUTSIDE of the recorded one.
+__noinline u32 place_at(u64 addr)
+{
+	struct css_set *set = (void *)addr;
+	struct config *c = ONLY(config);
+	struct cgroup *at = BPF_CORE_READ(set, dfl_cgrp);
+	struct cgroup_subsys_state *up;
+	u64 id;
+	if (!c) return OUTSIDE;
+	for (int i = 0; i < 64; i++) {
+		if (BPF_CORE_READ(at, kn, id) == c->cgroup) goto inside;
+		up = BPF_CORE_READ(at, self.parent);
+		if (!up) return OUTSIDE;
+		at = BPF_CORE_READ(up, cgroup);
 	}
+	return OUTSIDE;
+inside:
+	at = BPF_CORE_READ(set, dfl_cgrp);
+	for (int i = 0; i < 64; i++) {
+		u32 *role;
+		id = BPF_CORE_READ(at, kn, id);
+		role = bpf_map_lookup_elem(&roles, &id);
+		if (role) return *role;
+		if (id == c->cgroup) break;
+		at = BPF_CORE_READ(at, self.parent, cgroup);
+	}
+	return MAIN;
+}
+
+static __always_inline u32 place_of(struct task_struct *task)
+{
+	u64 addr = 0;
+	bpf_probe_read_kernel(&addr, sizeof(addr), &task->cgroups);
+	return place_at(addr);
+}
+
+// A thread begins to be recorded.
+static __noinline int enlist(u32 pid, struct thread *t)
+{
+	u32 *index = bpf_map_lookup_elem(&tasks, &pid), at = 0;
+	struct state *s = ONLY(state);
+	struct thread *mine;
+	if (!t) return 0;
+	if (!index || !s) goto full;
+	if (*index) {
+		at = *index - 1;
+	} else if (bpf_map_pop_elem(&unused, &at)) {
+		if (s->threads >= s->size) goto full;
+		at = __sync_fetch_and_add(&s->threads, 1);
+	}
+	mine = bpf_map_lookup_elem(&threads, &at);
+	if (!mine) goto full;
+	*mine = *t;
+	*index = at + 1;
+	return 1;
+full:
+	lose(MAP_FULL);
+	return 0;
+}
+
+static __noinline int discharge(u32 pid)
+{
+	u32 *index = bpf_map_lookup_elem(&tasks, &pid), at;
+	if (!index || !*index) return 0;
+	at = *index - 1;
+	*index = 0;
+	bpf_map_push_elem(&unused, &at, 0);
+	return 0;
+}
+
+struct moving { u64 node, end; u32 role, tgid, came, left; };
+
+static long each_thread(u32 index, void *ctx)
+{
+	struct moving *m = ctx;
+	struct thread t = {};
+	struct task_struct *task;
+	u32 pid;
+	if (!m->node || m->node == m->end) return 1;
+	task = (void *)m->node - bpf_core_field_offset(struct task_struct, thread_node);
+	m->node = (u64)BPF_CORE_READ(task, thread_node.next);
+	pid = BPF_CORE_READ(task, pid);
+	if (m->role == OUTSIDE) {
+		if (!thread_of(pid)) return 0;
+		m->left = 1;
+		discharge(pid);
+	} else if (!thread_of(pid)) {
+		t.tgid = m->tgid;
+		t.role = m->role;
+		t.call = ELSEWHERE;
+		m->came |= enlist(pid, &t);
+	}
+	return 0;
+}
+
+// A process was moved to another cgroup, of whichever hierarchy: where it is now decides.
+SEC("tp_btf/cgroup_attach_task")
+int slim_attach(u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[2];
+	struct moving m = {};
+	struct thread t = {};
+	struct out *o = ONLY(scratch);
+	m.role = place_of(task);
+	if (m.role == OUTSIDE && !thread_of(task->pid)) return 0;
+	m.tgid = reader_pid(task);
+	bpf_probe_read_kernel(&m.end, sizeof(m.end), &task->signal);
+	m.end += bpf_core_field_offset(struct signal_struct, thread_head);
+	bpf_probe_read_kernel(&m.node, sizeof(m.node), (void *)m.end);
+	bpf_loop(65536, each_thread, &m, 0);
+	if (m.left) lose(LEFT_CGROUP);
+	if (!m.came || !o) return 0;
+	t.tgid = m.tgid;
+	t.role = m.role;
+	begin(o, SIGHT, &t);
+	send(o, 0);
 	return 0;
 }
 
@@ -620,29 +1227,39 @@ SEC("tp_btf/sched_process_fork")
 int slim_fork(u64 *ctx)
 {
 	struct task_struct *parent = (void *)ctx[0], *child = (void *)ctx[1];
-	u32 ptid = BPF_CORE_READ(parent, pid);
-	u32 ctid = BPF_CORE_READ(child, pid), ctgid = BPF_CORE_READ(child, tgid);
-	struct thread *t = bpf_map_lookup_elem(&threads, &ptid);
+	u32 cpid = child->pid, one = 1, pid, role;
+	struct thread *t = thread_of(parent->pid);
 	struct thread copy = {};
-	struct out *o = out();
-	u32 one = 1, pid;
+	struct out *o = ONLY(scratch);
+	int process = cpid == child->tgid;
 
 	if (!o) return 0;
-	if (t) {
-		copy = *t;
-		if (ctid == ctgid) copy.tgid = reader_pid((u64)child);
-		if (bpf_map_update_elem(&threads, &ctid, &copy, BPF_ANY)) lose(MAP_FULL);
-		if (ctid != ctgid) return 0;
-		begin(o, FORK, t);
-		o->head.other = copy.tgid;
+	role = place_of(child);
+	if (role != OUTSIDE) {
+		// forked here, or cloned into the cgroup from outside (CLONE_INTO_CGROUP)
+		if (t) copy = *t;
+		else copy.role = role;
+		if (!t) copy.call = ELSEWHERE;
+		if (process || !t) copy.tgid = reader_pid(child);
+		if (!enlist(cpid, &copy) || !process) return 0;
+		if (!t) {
+			begin(o, SIGHT, &copy);
+		} else {
+			begin(o, FORK, t);
+			o->head.other = copy.tgid;
+		}
 		send(o, 0);
 		return 0;
 	}
-	if (ctid != ctgid) return 0;
-	pid = reader_pid((u64)parent);
+	if (!process) return 0;
+	pid = reader_pid(parent);
+	if (t) {
+		lose(LEFT_CGROUP);
+		return 0;
+	}
 	if (!pid || !bpf_map_lookup_elem(&hosts, &pid)) return 0;
 	copy.tgid = pid;
-	pid = reader_pid((u64)child);
+	pid = reader_pid(child);
 	if (bpf_map_update_elem(&hosts, &pid, &one, BPF_ANY)) lose(MAP_FULL);
 	begin(o, HOST, &copy);
 	o->head.other = pid;
@@ -650,65 +1267,96 @@ int slim_fork(u64 *ctx)
 	return 0;
 }
 
+struct found { u64 file; };
+
+static long at_start(struct task_struct *task, struct vm_area_struct *vma, void *ctx)
+{
+	struct found *f = ctx;
+	bpf_probe_read_kernel(&f->file, sizeof(f->file), &vma->vm_file);
+	return 0;
+}
+
+// True for a process that is no container's first and was started by what is not in the image yet:
+// an OCI hook, not the entrypoint.
+static __noinline int is_hook(struct task_struct *task, struct thread *t)
+{
+	struct thread *parent = thread_of(BPF_CORE_READ(task, real_parent, tgid));
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	u32 level = BPF_CORE_READ(pid, level);
+	struct upid number = {};
+	u64 at = (u64)pid + bpf_core_field_offset(pid->numbers) + (level & 31) * sizeof(number);
+	if (!t || t->role != MAIN || !parent || parent->entered) return 0;
+	bpf_probe_read_kernel(&number, sizeof(number), (void *)at);
+	return number.nr != 1;
+}
+
 SEC("tp_btf/sched_process_exec")
 int slim_exec(u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct linux_binprm *bprm = (void *)ctx[2];
-	u32 old = (u32)ctx[1], tid = (u32)bpf_get_current_pid_tgid(), off;
-	u64 got;
+	u32 old = (u32)ctx[1], pid = (u32)bpf_get_current_pid_tgid(), off;
+	struct found loader = {};
 	struct fs_struct *fs;
+	struct pt_regs *regs;
 	struct mm_struct *mm;
-	struct file *exe;
 	struct thread *t;
-	struct out *o;
+	struct state *s = ONLY(state);
+	struct out *o = ONLY(scratch);
+	u64 exe = 0;
+	int wake = 0;
 	long len;
 
-	if (!recorded()) return 0;
-	if (old != tid) {
+	if (!o || !s) return 0;
+	if (old != pid) {
 		// a thread that was not the leader takes the leader's id
-		struct thread *was = bpf_map_lookup_elem(&threads, &old);
-		if (was) {
-			struct thread copy = *was;
-			bpf_map_update_elem(&threads, &tid, &copy, BPF_ANY);
-			bpf_map_delete_elem(&threads, &old);
+		u32 *was = bpf_map_lookup_elem(&tasks, &old), *is = bpf_map_lookup_elem(&tasks, &pid);
+		if (was && is && *was) {
+			discharge(pid);
+			*is = *was;
+			*was = 0;
 		}
 	}
-	t = current_thread();
-	o = out();
-	if (!t || !o) return 0;
-	fs = BPF_CORE_READ(task, fs);
-	if (watched(BPF_CORE_READ(fs, root.dentry, d_sb))) t->entered = 1;
+	t = thread_of(pid);
+	if (!t) return 0;
+	fs = task->fs;
+	mm = task->mm;
+	if (watched(fs->root.dentry->d_sb)) {
+		if (!t->entered && is_hook(task, t)) t->role = HOOK;
+		t->entered = 1;
+		tell_mounts(task);
+	}
 	begin(o, EXEC, t);
-	o->head.mnt_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
-
+	o->head.mnt_ns = task->nsproxy->mnt_ns->ns.inum;
+	if (t->entered) {
+		o->head.base = path_name(&fs->pwd, path_key(&fs->pwd));
+		o->head.root = path_name(&fs->root, path_key(&fs->root));
+		if (watched(fs->root.dentry->d_sb)) o->head.flags |= ROOT_ON_OVERLAY;
+	}
+	bpf_probe_read_kernel(&exe, sizeof(exe), &mm->exe_file);
+	if (exe) {
+		struct file *file = (void *)exe;
+		o->head.exe = file_name(exe, file_key(exe));
+		if (watched(BPF_CORE_READ(file, f_path.dentry, d_sb))) o->head.flags |= EXE_ON_OVERLAY;
+	}
+	// what runs first is the ELF interpreter, which the kernel opened by itself
+	regs = (void *)bpf_task_pt_regs((void *)self());
+	if (regs) bpf_find_vma((void *)self(), regs->ip, at_start, &loader, 0);
+	if (loader.file && loader.file != exe && t->entered) {
+		struct file *file = (void *)loader.file;
+		if (watched(BPF_CORE_READ(file, f_path.dentry, d_sb)))
+			o->head.loader = file_name(loader.file, file_key(loader.file));
+	}
 	len = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(bprm, filename));
 	off = o->head.lens[0] = len > 0 ? len & 0x1fff : 0;
-	got = put_path((u64)BPF_CORE_READ(fs, pwd.dentry), (u64)BPF_CORE_READ(fs, pwd.mnt), off);
-	if (got >> 32) o->head.flags |= BASE_ON_OVERLAY;
-	o->head.lens[1] = got;
-	off += (u32)got;
-	got = put_path((u64)BPF_CORE_READ(fs, root.dentry), (u64)BPF_CORE_READ(fs, root.mnt), off);
-	if (got >> 32) o->head.flags |= ROOT_ON_OVERLAY;
-	o->head.lens[2] = got;
-	off += (u32)got;
-	mm = BPF_CORE_READ(task, mm);
-	exe = BPF_CORE_READ(mm, exe_file);
-	got = put_path((u64)BPF_CORE_READ(exe, f_path.dentry), (u64)BPF_CORE_READ(exe, f_path.mnt), off);
-	if (got >> 32) o->head.flags |= EXE_ON_OVERLAY;
-	o->head.lens[3] = got;
-	off += (u32)got;
-	if (off < DATA) {
-		len = bpf_probe_read_kernel_str(&o->data[off & (DATA - 1)], 2048, BPF_CORE_READ(bprm, interp));
-		o->head.lens[4] = len > 0 ? len : 0;
-		off += o->head.lens[4];
-	}
-	if (off < DATA) {
-		len = bpf_probe_read_user_str(&o->data[off & (DATA - 1)], 512, (void *)BPF_CORE_READ(mm, arg_start));
-		o->head.lens[5] = len > 0 ? len : 0;
-		off += o->head.lens[5];
-	}
-	send(o, off);
+	len = bpf_probe_read_kernel_str(&o->data[off & (DATA - 1)], 2048, BPF_CORE_READ(bprm, interp));
+	o->head.lens[1] = len > 0 ? len : 0;
+	off += o->head.lens[1];
+	len = bpf_probe_read_user_str(&o->data[off & (DATA - 1)], 512, (void *)mm->arg_start);
+	o->head.lens[2] = len > 0 ? len : 0;
+	off += o->head.lens[2];
+	if (!s->woken && t->entered && t->role == MAIN) wake = s->woken = 1;
+	put(o, off, wake);
 	return 0;
 }
 
@@ -716,10 +1364,10 @@ SEC("tp_btf/sched_process_exit")
 int slim_gone(u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
-	u32 tid = BPF_CORE_READ(task, pid);
-	struct thread *t = bpf_map_lookup_elem(&threads, &tid);
+	u32 pid = task->pid;
+	struct thread *t = thread_of(pid);
 	int live = BPF_CORE_READ(task, signal, live.counter);
-	struct out *o = out();
+	struct out *o = ONLY(scratch);
 	if (!o) return 0;
 	if (t) {
 		if (live == 0) {
@@ -727,26 +1375,132 @@ int slim_gone(u64 *ctx)
 			o->head.flags |= LAST_THREAD;
 			send(o, 0);
 		}
-		bpf_map_delete_elem(&threads, &tid);
-	}
-	if (live == 0) {
-		u32 pid = reader_pid((u64)task);
-		bpf_map_delete_elem(&hosts, &pid);
+		discharge(pid);
+	} else if (live == 0) {
+		pid = reader_pid(task);
+		if (pid) bpf_map_delete_elem(&hosts, &pid);
 	}
 	return 0;
 }
 
-// io_uring works past the call tracepoints: its operations are recorded as values of the call.
+// ---- more than calls ------------------------------------------------------------------------
+
+// A capability that was asked for and granted to the task's own credentials (Linux 6.14).
+SEC("tp_btf/cap_capable")
+int slim_capable(u64 *ctx)
+{
+	struct thread *t = current_thread();
+	struct state *s = ONLY(state);
+	struct out *o;
+	u32 cap = (u32)ctx[3], class;
+	u64 cred = ctx[0], real = 0;
+	if (!t || !s || (s32)ctx[4] != 0 || t->role == UNRECORDED || !t->entered || cap > 63) return 0;
+	class = class_of(t) & (CLASSES - 1);
+	if (s->capable[class] & 1ULL << cap) return 0;
+	struct task_struct *task = self();
+	bpf_probe_read_kernel(&real, sizeof(real), &task->real_cred);
+	o = ONLY(scratch);
+	if (!o || cred != real) return 0;
+	begin(o, CAPABILITY, t);
+	o->head.value = cap;
+	if (send(o, 0)) s->capable[class] |= 1ULL << cap;
+	return 0;
+}
+
+// io_uring works past the call tracepoints: its operations are recorded as values of the call, and
+// the paths that they were given as if by the calls of the same name. How they end is not known.
+__noinline int submitted(u64 addr, u32 pid)
+{
+	struct io_kiocb *req = (void *)addr;
+	struct thread *t = thread_of(pid);
+	struct out *o = ONLY(scratch);
+	struct use u = { .pid = pid, .fd = AT_FDCWD };
+	struct filename *name = 0, *second = 0;
+	s32 fd2 = AT_FDCWD;
+	u32 opcode;
+	long n;
+	if (!t || !o || t->role == UNRECORDED) return 0;
+	opcode = BPF_CORE_READ(req, opcode);
+	note_value(pid, 426, opcode); // io_uring_enter
+	if ((opcode == 18 || opcode == 28) && bpf_core_type_exists(struct io_open)) {
+		struct io_open *io = (void *)addr;
+		u.nr = 257; // openat
+		u.fd = BPF_CORE_READ(io, dfd);
+		u.flags = BPF_CORE_READ(io, how.flags);
+		name = BPF_CORE_READ(io, filename);
+	} else if (opcode == 21 && bpf_core_type_exists(struct io_statx)) {
+		struct io_statx *io = (void *)addr;
+		u.nr = 332; // statx
+		u.fd = BPF_CORE_READ(io, dfd);
+		u.flags = BPF_CORE_READ(io, flags);
+		name = BPF_CORE_READ(io, filename);
+	} else if (opcode == 36 && bpf_core_type_exists(struct io_unlink)) {
+		struct io_unlink *io = (void *)addr;
+		u.nr = 263; // unlinkat
+		u.fd = BPF_CORE_READ(io, dfd);
+		name = BPF_CORE_READ(io, filename);
+	} else if (opcode == 35 && bpf_core_type_exists(struct io_rename)) {
+		struct io_rename *io = (void *)addr;
+		u.nr = 316; // renameat2
+		u.fd = BPF_CORE_READ(io, old_dfd);
+		fd2 = BPF_CORE_READ(io, new_dfd);
+		name = BPF_CORE_READ(io, oldpath);
+		second = BPF_CORE_READ(io, newpath);
+	}
+	if (!name) return 0;
+	n = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(name, name));
+	if (n > 0) {
+		u.len = n;
+		path_used(&u);
+	}
+	if (!second) return 0;
+	n = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(second, name));
+	if (n > 0) {
+		u.len = n;
+		u.fd = fd2;
+		u.which = 1;
+		path_used(&u);
+	}
+	return 0;
+}
+
+// The kernel's own threads of a ring (SQPOLL) belong to the process, and no fork announces them.
+static __always_inline u32 submitter(void)
+{
+	u64 both = bpf_get_current_pid_tgid();
+	if (thread_of((u32)both)) return both;
+	return thread_of(both >> 32) ? both >> 32 : 0;
+}
+
 SEC("tp_btf/io_uring_submit_req")
 int slim_uring(u64 *ctx)
 {
+	u32 pid = submitter();
+	u64 req = 0;
+	if (!pid) return 0;
+	bpf_probe_read_kernel(&req, sizeof(req), ctx);
+	return submitted(req, pid);
+}
+
+// Before Linux 6.1 the tracepoint was called so; the request was its first argument, and before that
+// (5.19) its second.
+SEC("tp_btf/io_uring_submit_sqe")
+int slim_uring_sqe(u64 *ctx)
+{
+	u32 pid = submitter();
 	struct io_kiocb *req = (void *)ctx[0];
-	struct thread *t;
-	if (!recorded()) return 0;
-	t = current_thread();
-	if (!t || t->role == UNRECORDED) return 0;
-	note_value(t, 0, 426, BPF_CORE_READ(req, opcode)); // io_uring_enter
-	return 0;
+	u64 addr = 0;
+	if (!pid) return 0;
+	if (req->opcode > 200) return 0; // refused by the verifier if the argument is no request
+	bpf_probe_read_kernel(&addr, sizeof(addr), ctx);
+	return submitted(addr, pid);
+}
+
+SEC("tp_btf/io_uring_submit_sqe")
+int slim_uring_old(u64 *ctx)
+{
+	u32 pid = submitter();
+	return pid ? submitted(ctx[1], pid) : 0;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -75,7 +75,7 @@ impl Hub {
     }
 
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
-        Ok(self.wake.as_fd().try_clone_to_owned()?)
+        self.wake.as_fd().try_clone_to_owned()
     }
 
     fn push(&self, event: Event) {

@@ -293,7 +293,7 @@ impl Server<'_> {
     }
 
     fn value(&self, notice: &Notice, arch: u8, index: u8) {
-        let value = notice.args[usize::from(index) % 6];
+        let Some(value) = calls::argument(index, &notice.args) else { return };
         if self.first(&("value", arch, notice.number, value, self.phase())) {
             let event = self.event(EventKind::Value, notice.tid);
             self.hub.push(Event { arch, number: notice.number, value, ..event });

@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static void must(int ok, const char *what)
@@ -49,6 +50,41 @@ static void *exec_in_thread(void *none)
 	execv(thread_argv[0], thread_argv);
 	must(0, thread_argv[0]);
 	return none;
+}
+
+// One unit of work, by name. `new`: files /tmp/0 … that are there or not, each once.
+static void work(const char *what, int n)
+{
+	struct stat st;
+	char name[64];
+	if (!strcmp(what, "getppid")) {
+		syscall(SYS_getppid);
+	} else if (!strcmp(what, "same")) {
+		stat("/etc/passwd", &st);
+	} else if (!strcmp(what, "new")) {
+		snprintf(name, sizeof name, "/tmp/%d", n);
+		stat(name, &st);
+	} else if (!strcmp(what, "relative")) {
+		snprintf(name, sizeof name, "%d", n);
+		stat(name, &st);
+	} else if (!strcmp(what, "spawn")) {
+		pid_t child = vfork();
+		if (!child) execl("/bin/tool", "tool", (char *)0), _exit(1);
+		waitpid(child, 0, 0);
+	} else {
+		must(0, what);
+	}
+}
+
+static void bench(const char *what, int count)
+{
+	struct timespec from, to;
+	for (int n = 0; n < count / 10; n++) work(what, -1 - n);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+	for (int n = 0; n < count; n++) work(what, n);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+	double ns = (to.tv_sec - from.tv_sec) * 1e9 + (to.tv_nsec - from.tv_nsec);
+	printf("%s %.1f\n", what, ns / count);
 }
 
 int main(int argc, char **argv)
@@ -127,6 +163,8 @@ int main(int argc, char **argv)
 				must(fd >= 0, a), close(fd);
 			}
 			i += 2;
+		} else if (!strcmp(op, "bench")) { // WHAT N: prints what one costs in ns
+			bench(a, atoi(argv[i + 2])), i += 2;
 		} else if (!strcmp(op, "threadexec")) { // exec, by a thread that is not the leader
 			pthread_t thread;
 			thread_argv = argv + i + 1;
