@@ -139,7 +139,8 @@ fn join_first(cell: &mut BTreeMap<RunId, FirstUse>, run: Digest, theirs: FirstUs
     };
     let rank = |by: &FirstUse| by.phase == Phase::Runtime.name();
     let who = |by: &FirstUse| FirstUse { backends: BTreeSet::new(), ..by.clone() };
-    let order = |a: &FirstUse, b: &FirstUse| rank(a).cmp(&rank(b)).then_with(|| who(a).cmp(&who(b)));
+    let order =
+        |a: &FirstUse, b: &FirstUse| rank(a).cmp(&rank(b)).then_with(|| who(a).cmp(&who(b)));
     let backends = ours.backends.union(&theirs.backends).cloned().collect();
     if order(ours, &theirs) == Ordering::Greater {
         *ours = theirs;

@@ -36,8 +36,8 @@ pub(super) fn run(
             if cgroup.is_none() && backend != Backend::Notify {
                 return Err(needs_cgroup(backend));
             }
-            let (lookups, fanotify) = (input.purpose == "verify", cgroup.is_some());
-            let spec = RecorderSpec { cgroup, backend, fanotify, lookups };
+            let fanotify = cgroup.is_some();
+            let spec = RecorderSpec { cgroup, backend, fanotify };
             let before = ns_per_call();
             let recorder = Recorder::start(spec)?;
             bystanders = Some(Bystanders { before, during: ns_per_call() });
@@ -57,6 +57,10 @@ pub(super) fn run(
     outcome.warnings.extend(instead);
     outcome.bystanders = bystanders;
     outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
+    if runtime::without_root() {
+        let text = without_root(backend);
+        outcome.record.extra.insert("without_root".to_owned(), text);
+    }
     if pod.outside_tried() {
         outcome.warnings.push(
             "the container tried to reach the outside and could not: use --network host, or \
@@ -100,12 +104,23 @@ fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), 
     Ok(match choice {
         RecorderChoice::None => (None, None),
         RecorderChoice::Backend(backend) => (Some(backend), None),
+        RecorderChoice::Auto if runtime::without_root() => {
+            Backend::Notify.check()?;
+            let why = "recording with notify: the other recorders are root's";
+            (Some(Backend::Notify), Some(why.to_owned()))
+        }
         RecorderChoice::Auto => {
             let (backend, why) = Backend::choose()?;
             let told = why.map(|why| format!("recording with {backend}: {why}"));
             (Some(backend), told)
         }
     })
+}
+
+/// For the run record: the ids that there were, and what the recorder could not see.
+fn without_root(backend: Option<Backend>) -> serde_json::Value {
+    let blind = backend.map(Backend::blind_alone).unwrap_or_default();
+    serde_json::json!({ "users": runtime::user_map(), "blind": blind })
 }
 
 /// runc and crun need calls of their own behind the filter and refuse to have them notified.

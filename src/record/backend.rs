@@ -10,8 +10,8 @@ pub enum Backend {
     /// BPF on the call and process tracepoints (root, BTF): everything a call can tell, with its
     /// result.
     Bpf,
-    /// perf for calls and processes, seccomp notification for paths that fanotify cannot see (root).
-    /// Results are looked up, not seen.
+    /// perf for calls and processes, seccomp notification for paths (root). Results of paths are looked
+    /// up, not seen.
     Perf,
     /// One seccomp filter that notifies every call (no privilege beyond a user namespace). Results are
     /// looked up, and calls that a filter refuses are not seen.
@@ -53,10 +53,6 @@ const BY_CLOSURE: Sight = Sight::Blind(
 const RING_ONLY: Sight = Sight::Blind(
     "io_uring opens files without a system call: fanotify sees them, the opcode is recorded",
 );
-const RARE: Sight = Sight::Blind(
-    "opens are left to fanotify, which sees those that succeed; verification watches them too",
-);
-
 impl Backend {
     pub const ALL: [Self; 3] = [Self::Bpf, Self::Perf, Self::Notify];
 
@@ -80,15 +76,24 @@ impl Backend {
                     Seen, Seen,
                 ]
             }
-            Self::Perf => [
-                RARE, RARE, Asked, BY_CLOSURE, BY_CLOSURE, RARE, Asked, RING_ONLY, Asked, Asked,
-                Asked, Asked, Asked, Asked,
-            ],
-            Self::Notify => [
-                Asked, Asked, Asked, BY_CLOSURE, BY_CLOSURE, Asked, Asked, RING_ONLY, Asked, Asked,
+            Self::Perf | Self::Notify => [
+                Asked, Asked, Asked, Seen, BY_CLOSURE, Asked, Asked, RING_ONLY, Asked, Asked,
                 Asked, Asked, Asked, Asked,
             ],
         }
+    }
+
+    /// What a run's record cannot hold where fanotify may not stand beside the backend.
+    pub fn blind_alone(self) -> Vec<String> {
+        let blind = |(access, sight): (&&str, Sight)| match sight {
+            Sight::Blind(_) => Some((*access).to_owned()),
+            Sight::Seen | Sight::Asked => None,
+        };
+        let mut all: Vec<String> = ACCESSES.iter().zip(self.sees()).filter_map(blind).collect();
+        if self != Self::Bpf {
+            all.push("calls that a filter refuses".to_owned());
+        }
+        all
     }
 
     /// What fanotify sees beside any of them where its marks are allowed, in the same order.

@@ -244,6 +244,13 @@ impl PathCall {
     }
 }
 
+impl PathCall {
+    /// Whether the call changes what is mounted where.
+    pub fn changes_mounts(&self) -> bool {
+        matches!(self.name, "mount" | "umount" | "umount2" | "move_mount" | "pivot_root")
+    }
+}
+
 /// `enum what` of the BPF source: what else there is to see when a call ends.
 fn what(name: &str) -> u8 {
     match name {

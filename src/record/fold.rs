@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Recording;
-use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op};
+use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op, PathCall};
 use super::gather::{AddressUse, By, CallUse, FileUse, How, PathUse, libc_errno as errno};
 use super::mounts::{MountTable, Place};
 use super::network::{self, Address};
@@ -190,8 +190,13 @@ impl Fold<'_> {
         let root = RootPath::parse(&used.root)?;
         let base = RootPath::parse(&used.base)?;
         // a call that changes the mounts found its paths by those before
+        let time = used.by.time;
         let mounts = self.recording.mounts.get(&used.mnt_ns);
-        let table = mounts.and_then(|m| m.at(used.by.time)).unwrap_or(&self.usual);
+        let table = match op_of(used).is_some_and(PathCall::changes_mounts) {
+            true => mounts.and_then(|m| m.before(time)),
+            false => mounts.and_then(|m| m.at(time)),
+        };
+        let table = table.unwrap_or(&self.usual);
         let mut found = self.tree.resolve(&root, &base, &used.raw, follow)?;
         // once for each mount of the overlay on itself that leads somewhere else
         for _ in 0..4 {
@@ -218,8 +223,7 @@ impl Fold<'_> {
     /// of them explains it.
     fn before_moves(&self, path: RootPath, time: u64) -> RootPath {
         let mut at = path.clone();
-        for (when, new, old) in self.moved.iter().rev().filter(|(when, ..)| *when <= time) {
-            let _ = when;
+        for (_, new, old) in self.moved.iter().rev().filter(|(when, ..)| *when <= time) {
             if at.is_within(new) {
                 let below = at.components().skip(new.components().count());
                 at = below.fold(old.clone(), |at, name| at.join(name));
@@ -280,7 +284,8 @@ impl Fold<'_> {
             return;
         };
         let full = self.profile.network.len() >= MAX_ADDRESSES;
-        let key = if full && !self.profile.network.contains_key(&text) { OTHERS.into() } else { text };
+        let key =
+            if full && !self.profile.network.contains_key(&text) { OTHERS.into() } else { text };
         let access = self.profile.network.entry(key).or_default();
         let by = used.by.first_use(self.recording.start);
         // a connect that goes on in the background has not failed

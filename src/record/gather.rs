@@ -425,7 +425,8 @@ impl Gathered {
         let base = if absolute { b"/".to_vec() } else { path_of(&event.data[1]) };
         let root = path_of(&event.data[2]);
         let call = (event.arch, event.number, event.other, event.value, event.result.min(0));
-        let when = (event.phase == 0, event.mnt_ns, self.mounts.get(&event.mnt_ns).map(Mounts::len));
+        let when =
+            (event.phase == 0, event.mnt_ns, self.mounts.get(&event.mnt_ns).map(Mounts::len));
         if !self.noted.insert(fingerprint(&(raw, &base, &root, call, when))) {
             return;
         }

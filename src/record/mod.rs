@@ -80,15 +80,12 @@ pub struct RecorderSpec {
     /// Opens are read from fanotify too. Without it (marks on an overlay take root) only what the
     /// backend sees is recorded.
     pub fanotify: bool,
-    /// Opens that fail are to be seen too: verification asks for what is not there. Only perf pays for
-    /// it, the others see them anyway.
-    pub lookups: bool,
 }
 
 impl RecorderSpec {
     /// The default backend, with fanotify.
     pub fn new(cgroup: impl Into<PathBuf>) -> Self {
-        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true, lookups: false }
+        Self { cgroup: Some(cgroup.into()), backend: Backend::Bpf, fanotify: true }
     }
 }
 
@@ -129,6 +126,20 @@ pub(crate) struct Shared {
     overlays: Mutex<Vec<u32>>,
     entered: Mutex<bool>,
     entry: Condvar,
+}
+
+/// What [`Recorder::inject`] can lose that nothing else provokes at will.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Injection {
+    /// An event of the backend makes no sense.
+    Unreadable,
+    /// An fanotify event cannot be read.
+    ReadError,
+    /// A BPF program was left out.
+    Missed,
+    /// The reader's thread panics.
+    ReaderDies,
 }
 
 /// Everything a recorder saw. Folding it needs no kernel.
@@ -183,8 +194,7 @@ impl Recorder {
         let family = family(std::process::id());
         let path = spec.cgroup.clone().unwrap_or_default();
         let opened = spec.cgroup.as_deref().map(open_cgroup).transpose()?;
-        let (cgroup, lookups) = (opened.as_ref(), spec.lookups);
-        let start = Start { cgroup, path: &path, family: &family, lookups };
+        let start = Start { cgroup: opened.as_ref(), path: &path, family: &family };
         let Ends { source, control } = match spec.backend {
             Backend::Bpf => bpf::start(&start, ring, tasks)?,
             Backend::Perf => perf::start(&start)?,
@@ -205,6 +215,8 @@ impl Recorder {
             read_errors: 0,
             nonsense: 0,
             late: 0,
+            missed: 0,
+            dies: false,
             events: 0,
         };
         reader.drain();
@@ -238,6 +250,18 @@ impl Recorder {
     #[doc(hidden)]
     pub fn hold(&self) -> impl Drop + '_ {
         Hold(self.shared.reader())
+    }
+
+    /// Loses something on purpose: for tests of what becomes of it.
+    #[doc(hidden)]
+    pub fn inject(&self, what: Injection) {
+        let mut reader = self.shared.reader();
+        match what {
+            Injection::Unreadable => reader.nonsense += 1,
+            Injection::ReadError => reader.read_errors += 1,
+            Injection::Missed => reader.missed += 1,
+            Injection::ReaderDies => reader.dies = true,
+        }
     }
 
     /// Marks the overlay mounted at `root` (as this process sees it). Before anything runs in it.
@@ -396,16 +420,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Everything that can be lost between the kernel and the run record, by kind. What each backend
+/// itself loses it counts in its `Control::losses`.
+///
+/// - `fanotify_overflow`: the queue was full, which an unlimited one never is;
+/// - `fanotify_read`: an event could not be read, for example for want of a descriptor;
+/// - `event_unreadable`: a record of the backend made no sense, or a name it needs was lost;
+/// - `late_attach`: a process was in the cgroup before anybody looked, so what it did is unknown;
+/// - `directory_unknown`: the directory of a relative path was closed while the call ran;
+/// - `unattributed`: a file of the container was opened by a process that no event named (the open is
+///   kept);
+/// - `unknown_syscall`: a call number without a name, which no filter can allow;
+/// - `recorder_died`: the reader's thread panicked; what it had read is kept;
+/// - bpf: `ring_full`, `map_full` (more tasks at a time than room for them), `string_fault` (a path was
+///   unmapped while its call ran), `string_cut` (a path of more than 2,048 names or 8 KB),
+///   `left_cgroup` (a process was moved, or cloned a child, out of the cgroup), `mounts_unknown` (more
+///   than 8,192 mounts), `program_missed` (a program was left out while it ran already).
+///
+/// No loss: the BPF side forgets what it reported when its table is full, and reports it again.
 fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) -> Vec<Loss> {
     let unknown = gathered.calls.iter().filter(|c| {
         let arch = fold::arch_of(c.arch);
         c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
     });
     let unknown: HashSet<_> = unknown.map(|c| (c.arch, c.number)).collect();
+    let unseen = if reader.group.is_none() { opens_unseen(gathered) } else { 0 };
     let counted = [
+        ("opens_unseen", unseen, "calls that open files which only fanotify would have told of"),
         ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
         ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
         ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
+        ("program_missed", reader.missed, "a BPF program was left out while it ran already"),
         ("late_attach", reader.late, "a process was in the cgroup before recording began"),
         ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
         ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
@@ -419,6 +464,14 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
         detail: Some(detail.to_owned()),
     })
     .collect()
+}
+
+/// Calls that name no path and may have opened any file, each once.
+fn opens_unseen(gathered: &Gathered) -> u64 {
+    const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
+    let name = |call: &CallUse| fold::arch_of(call.arch)?.call_name(call.number);
+    let named = |call: &&CallUse| name(call).is_some_and(|name| CALLS.contains(&name));
+    gathered.calls.iter().filter(named).count() as u64
 }
 
 fn fanotify_error(source: std::io::Error) -> RecordError {

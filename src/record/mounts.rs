@@ -38,8 +38,12 @@ impl Mounts {
 
     /// The mounts at a time; of a time before the first look, those of the first look.
     pub fn at(&self, time: u64) -> Option<&MountTable> {
-        let before = self.0.iter().rev().find(|(from, _)| *from <= time);
-        before.or(self.0.first()).map(|(_, table)| table)
+        self.before(time).or(self.0.first().map(|(_, table)| table))
+    }
+
+    /// The mounts at a time, as far as somebody had looked by then.
+    pub fn before(&self, time: u64) -> Option<&MountTable> {
+        self.0.iter().rev().find(|(from, _)| *from <= time).map(|(_, table)| table)
     }
 
     /// The overlay's own path of what is seen as `path` through the mount `id`, as lately as possible.

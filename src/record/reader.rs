@@ -37,6 +37,9 @@ pub struct Reader {
     pub nonsense: u64,
     /// Processes that were in the cgroup before the backend looked.
     pub late: u64,
+    /// Injected: runs of BPF programs left out, and the end of this thread.
+    pub missed: u64,
+    pub dies: bool,
     /// fanotify events read.
     pub events: u64,
 }
@@ -51,6 +54,7 @@ pub fn run(shared: &Shared, stop: &EventFd) {
         // the timeout is a safety net: a record that was being written when the ring was read last
         let _ = poll(&mut fds, PollTimeout::from(200u16));
         let stopping = fds[0].any().unwrap_or(false);
+        assert!(!shared.reader().dies, "a test wants the recorder's thread to die");
         shared.drain();
         if stopping {
             return;

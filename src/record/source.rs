@@ -22,8 +22,6 @@ pub(super) struct Start<'a> {
     pub path: &'a Path,
     /// slim and its descendants: what they open is not the container's.
     pub family: &'a [u32],
-    /// [`super::RecorderSpec::lookups`].
-    pub lookups: bool,
 }
 
 impl<'a> Start<'a> {

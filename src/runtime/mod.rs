@@ -36,7 +36,9 @@ pub use control::{exec_client, run_client};
 pub use pod::Pod;
 pub use probe::{probe, unified};
 pub use ready::parse_ready;
-pub use rootless::{enter_user_namespace, leave_user_namespace, rootless_warnings};
+pub use rootless::{
+    enter_user_namespace, leave_user_namespace, rootless_warnings, user_map, without_root,
+};
 pub use script::check_script;
 
 /// Why a container or a script could not be run.

@@ -15,10 +15,9 @@ use crate::model::Arch;
 pub enum Watch {
     /// None: no filter is loaded.
     Nothing,
-    /// Those that use paths without opening a file in a way that fanotify reports, those whose
-    /// arguments are worth recording, and all of the other architecture.
-    Rare,
-    /// The same and every open: lookups that fail are seen too.
+    /// Those that use paths, those whose arguments are worth recording, and all of the other
+    /// architecture. Opens too: fanotify does not tell by which symlinks a file was reached, and a
+    /// configuration that is found by one is not found without it.
     Paths,
     All,
 }
@@ -26,24 +25,22 @@ pub enum Watch {
 /// One line of classic BPF: code, jump if true, jump if false, constant (`struct sock_filter`).
 pub type Line = (u16, u8, u8, u32);
 
-/// Calls that use a path and that fanotify reports nothing of, or not the path as used.
+/// Calls that use a path.
 #[rustfmt::skip]
 const PATHS: &[&str] = &[
     "access", "acct", "bind", "chdir", "chmod", "chown", "chown32", "chroot", "connect",
-    "execve", "execveat", "faccessat", "faccessat2", "fanotify_mark", "fchmodat", "fchmodat2",
-    "fchownat", "file_getattr", "file_setattr", "fstatat64", "futimesat", "getxattr",
-    "getxattrat", "inotify_add_watch", "lchown", "lchown32", "lgetxattr", "link", "linkat",
-    "listxattr", "listxattrat", "llistxattr", "lremovexattr", "lsetxattr", "lstat", "lstat64",
-    "mkdir", "mkdirat", "mknod", "mknodat", "mount", "mount_setattr", "move_mount",
-    "name_to_handle_at", "newfstatat", "oldlstat", "oldstat", "open_tree", "open_tree_attr",
-    "openat2", "pivot_root", "quotactl", "readlink", "readlinkat", "removexattr",
-    "removexattrat", "rename", "renameat", "renameat2", "rmdir", "setxattr", "setxattrat",
-    "stat", "stat64", "statfs", "statfs64", "statx", "swapoff", "swapon", "symlink",
-    "symlinkat", "truncate", "truncate64", "umount", "umount2", "unlink", "unlinkat", "uselib",
-    "utime", "utimensat", "utimensat_time64", "utimes", "fspick",
+    "creat", "execve", "execveat", "faccessat", "faccessat2", "fanotify_mark", "fchmodat",
+    "fchmodat2", "fchownat", "file_getattr", "file_setattr", "fspick", "fstatat64", "futimesat",
+    "getxattr", "getxattrat", "inotify_add_watch", "lchown", "lchown32", "lgetxattr", "link",
+    "linkat", "listxattr", "listxattrat", "llistxattr", "lremovexattr", "lsetxattr", "lstat",
+    "lstat64", "mkdir", "mkdirat", "mknod", "mknodat", "mount", "mount_setattr", "move_mount",
+    "name_to_handle_at", "newfstatat", "oldlstat", "oldstat", "open", "open_tree",
+    "open_tree_attr", "openat", "openat2", "pivot_root", "quotactl", "readlink", "readlinkat",
+    "removexattr", "removexattrat", "rename", "renameat", "renameat2", "rmdir", "setxattr",
+    "setxattrat", "stat", "stat64", "statfs", "statfs64", "statx", "swapoff", "swapon",
+    "symlink", "symlinkat", "truncate", "truncate64", "umount", "umount2", "unlink", "unlinkat",
+    "uselib", "utime", "utimensat", "utimensat_time64", "utimes",
 ];
-/// Opens, which fanotify reports when they succeed.
-const OPENS: [&str; 3] = ["open", "openat", "creat"];
 /// Rare calls with an argument worth recording, and those that change who a process is. Not `clone`: a
 /// shell's SIGCHLD comes just then, and a signal that comes before a notified call was received ends
 /// it with EINTR.
@@ -53,12 +50,10 @@ const ARGUMENTS: &[&str] = &[
     "setresuid", "setresuid32", "setreuid", "setreuid32", "setuid", "setuid32", "socket",
     "socketpair", "unshare",
 ];
-const O_PATH: u32 = 0o10_000_000;
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-const ANY_BIT: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 const NOTIFY: u32 = 0x7fc0_0000; // SECCOMP_RET_USER_NOTIF
 const ALLOW: u32 = 0x7fff_0000; // SECCOMP_RET_ALLOW
@@ -66,16 +61,13 @@ const X32_BIT: u32 = 0x4000_0000;
 // offsets in struct seccomp_data, little-endian
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
-const ARGS: u32 = 16;
 
 impl Watch {
     /// The calls by name; none for [`Watch::All`] and [`Watch::Nothing`].
     fn names(self) -> BTreeSet<&'static str> {
-        let rare = || PATHS.iter().chain(ARGUMENTS).copied();
         match self {
             Self::Nothing | Self::All => BTreeSet::new(),
-            Self::Rare => rare().collect(),
-            Self::Paths => rare().chain(OPENS).collect(),
+            Self::Paths => PATHS.iter().chain(ARGUMENTS).copied().collect(),
         }
     }
 
@@ -93,7 +85,7 @@ impl Watch {
         match self {
             Self::Nothing => return None,
             Self::All => return Some(vec![(RETURN, 0, 0, NOTIFY)]),
-            Self::Rare | Self::Paths => {}
+            Self::Paths => {}
         }
         let mut lines = vec![
             (LOAD, 0, 0, ARCH),
@@ -106,19 +98,6 @@ impl Watch {
         }
         for number in self.names().into_iter().filter_map(|name| arch.call_number(name)) {
             lines.extend([(EQUAL, 0, 1, number), (RETURN, 0, 0, NOTIFY)]);
-        }
-        if self == Self::Rare {
-            // O_PATH opens nothing that fanotify would report
-            for (name, flags) in [("open", 1), ("openat", 2)] {
-                let Some(number) = arch.call_number(name) else { continue };
-                lines.extend([
-                    (EQUAL, 0, 4, number),
-                    (LOAD, 0, 0, ARGS + 8 * flags),
-                    (ANY_BIT, 0, 1, O_PATH),
-                    (RETURN, 0, 0, NOTIFY),
-                    (RETURN, 0, 0, ALLOW),
-                ]);
-            }
         }
         lines.push((RETURN, 0, 0, ALLOW));
         Some(lines)
@@ -182,23 +161,16 @@ mod tests {
     use super::*;
 
     /// Runs a program on a call, as the kernel does.
-    fn run(lines: &[Line], arch: u32, number: u32, args: [u32; 3]) -> u32 {
+    fn run(lines: &[Line], arch: u32, number: u32) -> u32 {
         let (mut at, mut acc) = (0, 0);
         loop {
             let (code, yes, no, k) = lines[at];
             at += 1;
             let jump = |took: bool| usize::from(if took { yes } else { no });
             match code {
-                LOAD => {
-                    acc = match k {
-                        NUMBER => number,
-                        ARCH => arch,
-                        other => args[((other - ARGS) / 8) as usize],
-                    }
-                }
+                LOAD => acc = if k == NUMBER { number } else { arch },
                 EQUAL => at += jump(acc == k),
                 AT_LEAST => at += jump(acc >= k),
-                ANY_BIT => at += jump(acc & k != 0),
                 RETURN => return k,
                 other => panic!("code {other}"),
             }
@@ -206,27 +178,23 @@ mod tests {
     }
 
     #[test]
-    fn rare_calls_o_path_and_foreign_calls_are_notified_and_nothing_else() {
-        let rare = Watch::Rare.program().unwrap();
-        let native = Arch::NATIVE.audit();
-        let of =
-            |name: &str, args| run(&rare, native, Arch::NATIVE.call_number(name).unwrap(), args);
-        for (name, args, want) in [
-            ("read", [0; 3], ALLOW),
-            ("sendmsg", [0; 3], ALLOW),
-            ("openat", [0; 3], ALLOW),
-            ("openat", [0, 0, O_PATH | 1], NOTIFY),
-            ("execve", [0; 3], NOTIFY),
-            ("statx", [0; 3], NOTIFY),
-        ] {
-            assert_eq!(of(name, args), want, "{name} {args:?}");
-        }
-        assert_eq!(run(&rare, native ^ 1, 0, [0; 3]), NOTIFY);
+    fn calls_with_paths_and_foreign_calls_are_notified_and_nothing_else() {
         let paths = Watch::Paths.program().unwrap();
-        assert_eq!(
-            run(&paths, native, Arch::NATIVE.call_number("openat").unwrap(), [0; 3]),
-            NOTIFY
-        );
+        let native = Arch::NATIVE.audit();
+        for (name, want) in [
+            ("read", ALLOW),
+            ("write", ALLOW),
+            ("sendmsg", ALLOW),
+            ("openat", NOTIFY),
+            ("execve", NOTIFY),
+            ("statx", NOTIFY),
+            ("socket", NOTIFY),
+        ] {
+            let number = Arch::NATIVE.call_number(name).unwrap();
+            assert_eq!(run(&paths, native, number), want, "{name}");
+        }
+        assert_eq!(run(&paths, native ^ 1, 0), NOTIFY);
+        assert_eq!(Watch::Nothing.program(), None);
     }
 
     #[test]
@@ -239,7 +207,7 @@ mod tests {
                 {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
             ],
         });
-        let got = Watch::Rare.merged(Some(&profile), "/s").unwrap();
+        let got = Watch::Paths.merged(Some(&profile), "/s").unwrap();
         let want = json!({
             "defaultAction": "SCMP_ACT_ERRNO",
             "syscalls": [
@@ -251,7 +219,7 @@ mod tests {
             "listenerPath": "/s",
         });
         assert_eq!(got, want);
-        let open = Watch::Rare.merged(None, "/s").unwrap();
+        let open = Watch::Paths.merged(None, "/s").unwrap();
         assert!(open["syscalls"][0]["names"].to_string().contains("\"statx\""));
     }
 }

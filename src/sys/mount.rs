@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -149,11 +150,22 @@ pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> 
     };
     let lowers = lowers.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
     let (upper, work) = (open(upper)?, open(work)?);
+    if OLD_WAY.load(Ordering::Relaxed) {
+        return overlay_by_mount(&lowers, &upper, &work, target);
+    }
     match overlay_by_fsconfig(&lowers, &upper, &work, target) {
-        Err(error) if is_too_old(&error) => overlay_by_mount(&lowers, &upper, &work, target),
+        Err(error) if is_too_old(&error) => {
+            let mounted = overlay_by_mount(&lowers, &upper, &work, target);
+            OLD_WAY.store(mounted.is_ok(), Ordering::Relaxed);
+            mounted
+        }
         result => result,
     }
 }
+
+/// The old way worked where the new one did not: asking the new one again would only write another
+/// line about it to the kernel's log.
+static OLD_WAY: AtomicBool = AtomicBool::new(false);
 
 /// `redirect_dir=off` still follows redirects that are there, which `userxattr` refuses.
 fn common_options() -> [(&'static str, &'static str); 3] {

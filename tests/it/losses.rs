@@ -57,7 +57,8 @@ fn an_incomplete_record_is_marked_in_every_output() {
         files(code == 0);
         let summary = json(&place.out("summary.json"));
         assert_eq!(summary["complete"], false);
-        assert_eq!(kinds(&summary), ["string_cut", "unknown_syscall"], "{summary}");
+        // 300 directories down is deep, but nothing lost
+        assert_eq!(kinds(&summary), ["unknown_syscall"], "{summary}");
         let profile = json(&place.out("profile.json"));
         let mut runs = profile["runs"].as_object().unwrap().values();
         assert!(runs.all(|run| run["complete"] == false && run["losses"][0]["number"] != 0));

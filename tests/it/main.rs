@@ -1,5 +1,6 @@
 //! One test binary, one file per capability.
 
+mod backends;
 mod cli;
 mod container;
 mod doctor;

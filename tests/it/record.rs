@@ -14,7 +14,7 @@ use slim::model::profile::{Extra, ImageIdentity, kind};
 use slim::model::{
     ChainId, Digest, Loss, Node, NodeKind, Phase, Profile, RootPath, RunRecord, Tree,
 };
-use slim::record::{Recorder, RecorderSpec, Recording, Role};
+use slim::record::{Injection, Recorder, RecorderSpec, Recording, Role};
 
 use crate::support::{Need, cgroup2, have};
 
@@ -69,8 +69,11 @@ impl Scene {
         }
         fill(&at.join("lower"));
         let tree = index(&at.join("lower"));
-        let options =
-            format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", at.display());
+        // without redirect_dir an overlay lets nobody rename a folder of the image
+        let options = format!(
+            "lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work,redirect_dir=on",
+            at.display()
+        );
         let root = at.join("root");
         mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .unwrap();
@@ -523,6 +526,142 @@ fn an_open_that_nobody_answers_for_is_kept_and_is_a_loss() {
     let kinds: Vec<_> = seen.losses.iter().map(|l| (l.kind.as_str(), l.number)).collect();
     assert_eq!(kinds, [("unattributed", 1)]);
     seen.opened("/usr/lib/a", "open/start");
+}
+
+#[test]
+fn arguments_errors_addresses_and_capabilities_are_recorded() {
+    let Some(scene) = Scene::new("arguments") else { return };
+    let port = 20_000 + std::process::id() % 20_000;
+    let app = format!(
+        "mkdirfails /etc maps /usr/lib/a listens {port} ioctls 300 chowns /etc/conf sleep 300"
+    );
+    scene.run("main", "", &app);
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/usr/lib/a", "map/start");
+    seen.has("/etc", "error:EEXIST/start");
+    let calls = &seen.profile.syscalls["x86_64"];
+    assert_eq!(seen.call("x86_64", "mkdir"), ["call", "error:EEXIST"]);
+    for (call, args) in [
+        ("socket", "domain=AF_INET,type=SOCK_STREAM,protocol=0"),
+        ("setsockopt", "level=1,name=2"),
+        ("mmap", "prot=PROT_READ|PROT_EXEC"),
+        ("ioctl", "request=0x777000"),
+        ("ioctl", "..."),
+    ] {
+        assert!(calls[call].contains_key(args), "{call} {args}: {:?}", calls[call].keys());
+    }
+    assert!(calls["ioctl"].len() < 80, "{}", calls["ioctl"].len());
+    let address = &seen.profile.network[&format!("tcp 127.0.0.1:{port}")];
+    let done: Vec<_> = address.keys().map(String::as_str).collect();
+    assert_eq!(done, ["bind", "connect", "listen"]);
+    // the kernel tells of capabilities since 6.14
+    if !seen.profile.capabilities.is_empty() {
+        assert!(seen.profile.capabilities.contains_key("CAP_CHOWN"));
+    }
+}
+
+#[test]
+fn a_first_use_says_who_when_and_who_saw_it() {
+    let Some(scene) = Scene::new("evidence") else { return };
+    scene.run("main", "", "open /etc/passwd child 2 open /usr/lib/a sleep 300");
+    let seen = scene.finish();
+    let by = |path: &str| {
+        let cell = &seen.profile.files[&RootPath::parse(path.as_bytes()).unwrap()];
+        cell.access[kind::OPEN].values().next().unwrap().clone()
+    };
+    let (parent, child) = (by("/etc/passwd"), by("/usr/lib/a"));
+    assert_eq!((parent.pids.len(), child.pids.len()), (1, 2));
+    assert_eq!(parent.pids[0], child.pids[1]);
+    assert!(parent.at_us < child.at_us && parent.at_us.is_some());
+    assert_eq!(parent.backends, ["bpf".to_owned(), "fanotify".to_owned()].into());
+    let startup = seen.profile.startup.values().next().unwrap();
+    let touched: Vec<String> = startup.touches.iter().map(|t| t.path.to_string()).collect();
+    assert_eq!(touched, ["/bin/tool", "/etc/passwd", "/usr/lib/a"]);
+    assert!(startup.touches[0].bytes > 1000 && !startup.more);
+    let text: serde_json::Value = serde_json::from_str(&seen.profile.to_json()).unwrap();
+    let schema = include_str!("../../profiles/slim.profile.v1.schema.json");
+    let schema = jsonschema::validator_for(&serde_json::from_str(schema).unwrap()).unwrap();
+    let wrong: Vec<_> = schema.iter_errors(&text).map(|error| error.to_string()).collect();
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn what_a_hook_touches_is_neither_the_runtimes_nor_the_applications() {
+    let Some(scene) = Scene::new("hook") else { return };
+    let hook = "child 6 exec /bin/other open /usr/lib/a stat /etc/conf";
+    scene.run("main", &format!("open /etc/old {hook}"), "open /usr/lib/b");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    assert_eq!(seen.uses("/etc/old"), ["open/runtime"]);
+    seen.has("/bin/other", "exec/hook");
+    seen.opened("/usr/lib/a", "open/hook");
+    assert_eq!(seen.uses("/etc/conf"), ["stat/hook"]);
+    seen.opened("/usr/lib/b", "open/start");
+}
+
+#[test]
+fn a_mount_is_known_though_its_process_is_dead_and_a_folder_though_it_was_renamed() {
+    let Some(scene) = Scene::new("mounts") else { return };
+    let hold = scene.recorder().hold();
+    let dead = "child 6 newns bind /srv/data /mnt stat /mnt/x";
+    scene.run("main", "", &format!("{dead} renamed /jail /kept etc/in sleep 300"));
+    drop(hold);
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/srv/data/x", "stat/start");
+    seen.has("/mnt", "stat/start");
+    assert_eq!(seen.uses("/mnt/x"), [""; 0]);
+    seen.has("/jail/etc/in", "stat/start");
+}
+
+#[test]
+fn who_comes_late_or_leaves_is_a_loss() {
+    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = sleeper.id().to_string();
+    let late = Scene::with("late", |spec| {
+        let leaf = spec.cgroup.as_ref().unwrap().join("main/cgroup.procs");
+        fs::write(leaf, &pid).unwrap();
+        Recorder::start(spec)
+    });
+    let lost = |scene: Scene| {
+        let kinds = scene.finish().losses.into_iter().map(|l| (l.kind, l.number));
+        kinds.collect::<Vec<_>>()
+    };
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let Some(scene) = late else { return };
+    assert_eq!(lost(scene), [("late_attach".to_owned(), 1)]);
+
+    let scene = Scene::new("left").unwrap();
+    let mut main = scene.start("main", "pivot", "", "sleep 1000");
+    assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
+    fs::write(cgroup2().unwrap().join("cgroup.procs"), main.id().to_string()).unwrap();
+    assert!(main.wait().unwrap().success());
+    assert_eq!(lost(scene), [("left_cgroup".to_owned(), 1)]);
+}
+
+#[test]
+fn a_directory_too_deep_to_be_named_is_a_loss() {
+    let Some(scene) = Scene::new("deep") else { return };
+    scene.run("main", "", "cd /tmp deep 2100");
+    let kinds: Vec<_> = scene.finish().losses.into_iter().map(|l| l.kind).collect();
+    assert_eq!(kinds, ["string_cut"]);
+}
+
+#[test]
+fn what_a_reader_loses_is_counted_by_kind() {
+    for (what, kind) in [
+        (Injection::Unreadable, "event_unreadable"),
+        (Injection::ReadError, "fanotify_read"),
+        (Injection::Missed, "program_missed"),
+        (Injection::ReaderDies, "recorder_died"),
+    ] {
+        let Some(scene) = Scene::new("injected") else { return };
+        scene.recorder().inject(what);
+        let kinds = scene.finish().losses.into_iter().map(|l| l.kind);
+        assert_eq!(kinds.collect::<Vec<_>>(), [kind]);
+    }
 }
 
 /// What one call costs in ns of its own CPU: without a recorder, as a bystander of one, recorded.

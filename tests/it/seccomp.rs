@@ -192,11 +192,14 @@ fn a_recorded_hello_and_the_base_set_start_and_exec() {
                 let mut start = Command::new("unshare");
                 start.args(["-m", "sh", "-c"]);
                 start.arg("umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"");
-                start.args(["sh", runtime, "run", "-d", &idle.id]).current_dir(idle.dir.path());
+                // in two steps, as engines do: what waits for the second is under the filter
+                start.args(["sh", runtime, "create", &idle.id]).current_dir(idle.dir.path());
                 start.stdin(std::process::Stdio::null());
                 let started = start.stdout(log.try_clone().unwrap()).stderr(log).status().unwrap();
                 let said = std::fs::read_to_string(idle.dir.path().join("log")).unwrap();
                 assert!(started.success(), "{case}: {said}");
+                let started = idle.call(&["start", &idle.id]);
+                assert!(started.status.success(), "start: {case}: {}", text(&started));
                 let file = idle.dir.path().join("process.json");
                 std::fs::write(&file, process(nnp, &["hello"]).to_string()).unwrap();
                 let exec = idle.call(&["exec", "-p", file.to_str().unwrap(), &idle.id]);

@@ -285,7 +285,7 @@ static __always_inline void begin(struct out *o, u8 kind, struct thread *t)
 // costs more than the event: only a good part of a ring of news is worth that, or `wake`.
 static __always_inline int put(struct out *o, u32 off, int wake)
 {
-	u32 bytes = sizeof(o->head) + (off & 0x2fff);
+	u32 bytes = sizeof(o->head) + (off < sizeof(o->data) ? off : sizeof(o->data));
 	struct config *c = ONLY(config);
 	u64 waiting = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
 	u64 flags = BPF_RB_NO_WAKEUP;

@@ -5,7 +5,7 @@
 //! process (`task`), looks up what its paths lead to, and queues events; `Hub` is what they share.
 //!
 //! As the whole of a backend the filter notifies every call. Beside perf, which counts calls, it
-//! notifies those whose paths fanotify does not report.
+//! notifies those that use paths.
 
 mod serve;
 mod task;

@@ -74,7 +74,10 @@ struct Task {
     pid: u32,
     uid: u32,
     mnt_ns: u32,
-    /// The last call may have changed user or namespace.
+    /// Path of its root directory, and whether that is on a watched overlay.
+    root: Vec<u8>,
+    on_overlay: bool,
+    /// The last call may have changed user, namespace or root.
     stale: bool,
     /// The executable that an exec is taken to have led to.
     expected: Option<Vec<u8>>,
@@ -203,9 +206,11 @@ impl Server<'_> {
         }
         let Some(status) = task::status(tid) else { return false };
         let first = !self.tasks.values().any(|task| task.pid == status.pid);
-        let mnt_ns = task::mount_namespace(tid);
         let (pid, uid) = (status.pid, status.uid);
-        self.tasks.insert(tid, Task { pid, uid, mnt_ns, stale: false, expected: None });
+        let (root, on_overlay, stale) = (Vec::new(), false, false);
+        let task = Task { pid, uid, mnt_ns: 0, root, on_overlay, stale, expected: None };
+        self.tasks.insert(tid, task);
+        self.refresh(tid);
         // beside perf, which sees forks, names come with them
         if first && self.hub.all {
             let sight = self.event(EventKind::Sight, tid);
@@ -236,16 +241,26 @@ impl Server<'_> {
         }
         let Some(task) = self.tasks.get_mut(&tid) else { return };
         if std::mem::take(&mut task.stale) {
-            task.mnt_ns = task::mount_namespace(tid);
             task.uid = task::status(tid).map_or(task.uid, |status| status.uid);
+            self.refresh(tid);
         }
-        let mnt_ns = task.mnt_ns;
+        let mnt_ns = self.tasks.get(&tid).map_or(0, |task| task.mnt_ns);
         if let Some((who, namespace, since)) = self.mounts
             && (who == tid || (namespace == mnt_ns && since.elapsed() > MOUNTING))
         {
             self.mounts = None;
             self.read_mounts(tid);
         }
+    }
+
+    /// Looks again where the thread is.
+    fn refresh(&mut self, tid: u32) {
+        let Some(task) = self.tasks.get_mut(&tid) else { return };
+        task.mnt_ns = task::mount_namespace(tid);
+        task.root = task::link(tid, "root").unwrap_or_default();
+        let overlays = guard(&self.hub.overlays);
+        let device = task::root_device(tid).map(kernel_device);
+        task.on_overlay = device.is_some_and(|device| overlays.contains(&device));
     }
 
     fn read_mounts(&self, tid: u32) {
@@ -260,17 +275,20 @@ impl Server<'_> {
         let tid = notice.tid;
         match special {
             Special::None => {}
-            Special::Changes => {
-                if let Some(task) = self.tasks.get_mut(&tid) {
-                    task.stale = true;
-                }
-            }
+            Special::Changes => self.doubt(tid),
             Special::Mounts => {
                 let namespace = self.tasks.get(&tid).map_or(0, |task| task.mnt_ns);
                 self.mounts = Some((tid, namespace, Instant::now()));
+                self.doubt(tid);
             }
             Special::Exit | Special::ExitGroup => self.exit(tid, special == Special::ExitGroup),
         }
+    }
+
+    /// The thread and those it may share its root with are to be looked at again.
+    fn doubt(&mut self, tid: u32) {
+        let Some(pid) = self.tasks.get(&tid).map(|task| task.pid) else { return };
+        self.tasks.values_mut().filter(|task| task.pid == pid).for_each(|task| task.stale = true);
     }
 
     fn exit(&mut self, tid: u32, group: bool) {
@@ -301,9 +319,7 @@ impl Server<'_> {
     }
 
     fn first(&self, key: &impl Hash) -> bool {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        guard(&self.hub.reported).insert(hasher.finish())
+        guard(&self.hub.reported).insert(hash(key))
     }
 
     fn paths(&mut self, listener: &Listener, notice: &Notice, arch: u8, call: &PathCall) {
@@ -315,6 +331,9 @@ impl Server<'_> {
         let tid = notice.tid;
         for (which, (dir, path)) in (0..).zip(call.paths) {
             let Some(address) = argument(path).filter(|address| *address != 0) else { continue };
+            if !call.is_path(which, flags) {
+                continue;
+            }
             let text = task::text(tid, address);
             if !listener.is_valid(notice.id) {
                 return; // whatever was read belongs to somebody else
@@ -365,7 +384,7 @@ impl Server<'_> {
 
     /// Where a path starts, and the thread's root; `None` if the call will fail for want of them.
     fn bearings(&self, tid: u32, raw: &[u8], dir: Option<u64>) -> Option<(Vec<u8>, Vec<u8>)> {
-        let root = task::link(tid, "root")?;
+        let root = self.tasks.get(&tid)?.root.clone();
         if raw.first() == Some(&b'/') {
             return Some((b"/".to_vec(), root));
         }
@@ -378,17 +397,15 @@ impl Server<'_> {
         Some((base, root))
     }
 
-    fn on_overlay(&self, tid: u32) -> bool {
-        let overlays = guard(&self.hub.overlays);
-        task::root_device(tid).is_some_and(|device| overlays.contains(&kernel_device(device)))
-    }
-
     fn report(&self, notice: &Notice, arch: u8, asked: &Asked<'_>) {
         let key = (arch, notice.number, asked.which, asked.flags, self.phase());
-        let where_ = (&asked.raw, &asked.base, &asked.root);
-        // what is there may come and go: seen missing is not seen present
+        let key = (key, &asked.raw, &asked.base, &asked.root);
+        // what was seen there once is looked up no more; what was missing may have come
+        if guard(&self.hub.reported).contains(&hash(&(&key, 0))) {
+            return;
+        }
         let result = self.outcome(notice.tid, asked);
-        if self.first(&(key, where_, result)) {
+        if self.first(&(&key, result)) {
             let event = self.path_event(EventKind::Path, notice, asked);
             self.hub.push(Event { arch, result, ..event });
         }
@@ -396,7 +413,7 @@ impl Server<'_> {
 
     fn path_event(&self, kind: EventKind, notice: &Notice, asked: &Asked<'_>) -> Event {
         let mut event = self.event(kind, notice.tid);
-        if self.on_overlay(notice.tid) {
+        if self.tasks.get(&notice.tid).is_some_and(|task| task.on_overlay) {
             event.flags |= ROOT_ON_OVERLAY;
         }
         event.number = notice.number;
@@ -491,6 +508,12 @@ impl Server<'_> {
         (task.expected, task.stale) = (Some(exe), true);
         self.tasks.insert(task.pid, task);
     }
+}
+
+fn hash(key: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Indices of a call's socket address and its length.

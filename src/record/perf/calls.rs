@@ -243,7 +243,7 @@ impl Calls {
 fn value(number: u32, args: &[u64; 6]) -> Option<u64> {
     let name = Arch::NATIVE.call_name(number)?;
     let (_, index, _) = VALUES.iter().find(|(call, ..)| *call == name)?;
-    (!Watch::Rare.names_call(name)).then(|| args[usize::from(*index) % 6])
+    (!Watch::Paths.names_call(name)).then(|| args[usize::from(*index) % 6])
 }
 
 fn is_exec(number: u32) -> bool {

@@ -1,5 +1,5 @@
 //! The backend for root without BPF: perf's tracepoints tell of calls and processes, seccomp
-//! notification (`super::notify`) of paths that fanotify does not report.
+//! notification (`super::notify`) of paths.
 //!
 //! A tracepoint that tells of every call would cost as much as tracing each. So after the first
 //! sighting of a call its number goes into the tracepoint's filter (`tighten`), and steady work is not
@@ -62,8 +62,7 @@ pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
     let shared =
         Arc::new(Shared { cpus, calls: Mutex::new(Calls::new(told)), hub, lost: Mutex::new(0) });
     let source = Box::new(Events { shared: Arc::clone(&shared), rings });
-    let watch = if start.lookups { Watch::Paths } else { Watch::Rare };
-    Ok(Ends { source, control: Box::new(Steer { shared, watch }) })
+    Ok(Ends { source, control: Box::new(Steer(shared)) })
 }
 
 type Opened = (Vec<Cpu>, Vec<PerfRing>, Told);
@@ -208,30 +207,27 @@ impl Mixed {
     }
 }
 
-struct Steer {
-    shared: Arc<Shared>,
-    watch: Watch,
-}
+struct Steer(Arc<Shared>);
 
 impl Steer {
     /// Lets every call be told of again.
     fn reopen(&self) {
-        let calls = &mut *lock(&self.shared.calls);
+        let calls = &mut *lock(&self.0.calls);
         calls.reopen();
-        self.shared.tighten(calls);
+        self.0.tighten(calls);
     }
 }
 
 impl Control for Steer {
     fn set_phase(&mut self, phase: Phase) -> Result<(), RecordError> {
-        self.shared.hub.set_phase(phase);
-        lock(&self.shared.calls).set_phase(phase_number(phase));
+        self.0.hub.set_phase(phase);
+        lock(&self.0.calls).set_phase(phase_number(phase));
         self.reopen();
         Ok(())
     }
 
     fn set_role(&mut self, leaf: &Path, role: u8) -> Result<(), RecordError> {
-        self.shared.hub.set_role(leaf, role);
+        self.0.hub.set_role(leaf, role);
         if role != MAIN {
             // what the main container did before is told of once more in the name of this work
             self.reopen();
@@ -240,12 +236,12 @@ impl Control for Steer {
     }
 
     fn add_overlay(&mut self, device: u32) -> Result<(), RecordError> {
-        self.shared.hub.add_overlay(device);
+        self.0.hub.add_overlay(device);
         Ok(())
     }
 
     fn watch(&self) -> Watch {
-        self.watch
+        Watch::Paths
     }
 
     fn add_listener(
@@ -254,19 +250,19 @@ impl Control for Steer {
         leaf: Option<&Path>,
         listener: OwnedFd,
     ) -> Result<(), RecordError> {
-        self.shared.hub.add_listener(role, leaf, listener)
+        self.0.hub.add_listener(role, leaf, listener)
     }
 
     fn stop(&mut self) {
-        self.shared.hub.stop();
+        self.0.hub.stop();
     }
 
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
-        let events = self.shared.cpus.iter().flat_map(|cpu| [&cpu.enter, &cpu.exit, &cpu.tasks]);
+        let events = self.0.cpus.iter().flat_map(|cpu| [&cpu.enter, &cpu.exit, &cpu.tasks]);
         // a record of losses comes with the next record only: the kernel's own count is surer
         let counted: Option<u64> = events.map(PerfEvent::lost).sum();
-        let lost = counted.unwrap_or(0).max(*lock(&self.shared.lost));
-        let mut losses = self.shared.hub.losses();
+        let lost = counted.unwrap_or(0).max(*lock(&self.0.lost));
+        let mut losses = self.0.hub.losses();
         losses.push(("perf_lost", lost, "records found perf's ring full"));
         Ok(losses)
     }
@@ -285,8 +281,7 @@ pub fn check() -> Result<(), RecordError> {
     let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
     let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
     // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
-    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[], lookups: false })
-        .map(drop)
+    open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[] }).map(drop)
 }
 
 /// The same for `slim doctor`: name, and what was found or why not.

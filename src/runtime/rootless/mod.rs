@@ -54,6 +54,16 @@ pub fn enter_user_namespace() -> Result<(), RuntimeError> {
     Ok(())
 }
 
+/// Whether slim has only what the root of a user namespace has.
+pub fn without_root() -> bool {
+    userns::inside()
+}
+
+/// The users of slim's namespace, as `INSIDE:OUTSIDE:COUNT` with commas between.
+pub fn user_map() -> String {
+    userns::IdMap::users().to_string()
+}
+
 /// What the user should know about the namespace that slim entered.
 pub fn rootless_warnings() -> Vec<String> {
     ENTERED.get().map(|entered| entered.warnings.clone()).unwrap_or_default()

@@ -7,10 +7,13 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -130,6 +133,32 @@ int main(int argc, char **argv)
 			must(chmod(a, 0700) == 0, a), i++;
 		} else if (!strcmp(op, "unlink")) {
 			must(unlink(a) == 0, a), i++;
+		} else if (!strcmp(op, "deep")) { // N directories down from here
+			for (int n = 0; n < atoi(a); n++) must(mkdir("d", 0755) == 0 && chdir("d") == 0, op);
+			must(stat("none", &st) == -1, op), i++;
+		} else if (!strcmp(op, "mkdirfails")) {
+			must(mkdir(a, 0755) == -1 && errno == EEXIST, a), i++;
+		} else if (!strcmp(op, "maps")) { // maps a file for execution
+			int fd = open(a, O_RDONLY);
+			must(mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0) != MAP_FAILED, a);
+			close(fd), i++;
+		} else if (!strcmp(op, "listens")) { // on a port of 127.0.0.1
+			struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(atoi(a)) };
+			in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+			int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+			must(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0, op);
+			must(bind(fd, (void *)&in, sizeof in) == 0 && listen(fd, 1) == 0, a);
+			int to = socket(AF_INET, SOCK_STREAM, 0);
+			must(connect(to, (void *)&in, sizeof in) == 0, a), close(to), close(fd), i++;
+		} else if (!strcmp(op, "ioctls")) { // N different ones
+			for (int n = 0; n < atoi(a); n++) ioctl(0, 0x777000 + n, 0);
+			i++;
+		} else if (!strcmp(op, "chowns")) {
+			must(chown(a, 1, 1) == 0, a), i++;
+		} else if (!strcmp(op, "renamed")) { // DIR NEW NAME: looks at NAME in DIR after its renaming
+			int dir = open(a, O_PATH | O_DIRECTORY);
+			must(rename(a, argv[i + 2]) == 0, a);
+			must(fstatat(dir, argv[i + 3], &st, 0) == 0, argv[i + 3]), close(dir), i += 3;
 		} else if (!strcmp(op, "bindsock")) {
 			struct sockaddr_un un = { .sun_family = AF_UNIX };
 			strcpy(un.sun_path, a);
@@ -156,7 +185,7 @@ int main(int argc, char **argv)
 		} else if (!strcmp(op, "child")) { // N words run in a child only
 			int n = atoi(a), s;
 			if (fork()) { wait(&s); must(s == 0, "child"); i += n + 1; }
-			else { argc = i + n + 2; i++; }
+			else { argc = i + n + 2; argv[argc] = 0; i++; }
 		} else if (!strcmp(op, "again")) { // PATH N
 			for (int n = 0; n < atoi(argv[i + 2]); n++) {
 				int fd = open(a, O_RDONLY);
