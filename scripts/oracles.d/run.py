@@ -75,7 +75,7 @@ def trace(work, name):
         f.write("#!/bin/sh\ncd %s\ntimeout -k 5 300 $SLIM_EXEC /t/%s >out 2>err </dev/null\necho $? >status\n" % (place, name))
     os.chmod(place + "/script.sh", 0o755)
     argv = [SLIM, "trace", "--image", "oci:%s/image:t" % work, "--store", work + "/store", "-o", place + "/slim",
-            "--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "-w", "/tmp", "-u", "0", "--stop-signal", "SIGKILL",
+            "--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined", "-w", "/tmp", "-u", "0", "--stop-signal", "SIGKILL",
             "--no-restart", "--no-verify", "--profile-only", "--", place + "/script.sh"]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     read = lambda p: open(place + p, errors="replace").read() if os.path.exists(place + p) else ""

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use slim::model::RootPath;
 
+use crate::losses::SLIM;
 use crate::support::image::{Attr, ImageFixture, LayerFixture};
 use crate::support::{Need, have, json, outcome, script, sh, slim};
-use cases::{CASES, Case, DEEP, Hole, OPEN, OPEN_LOSSES, RECORDERS};
+use cases::{CASES, Case, DEEP, Hole, OPEN, RECORDERS};
 
 /// The path of a thing of a case: `F3`, say, is the data file of the third case.
 type Names = BTreeMap<(usize, char), Vec<u8>>;
@@ -196,25 +197,28 @@ impl Case {
 
 /// What one run of a recorder saw.
 struct Run {
+    recorder: &'static str,
     profile: Value,
     /// Case → the errno that it ended with.
     results: Vec<i32>,
 }
 
 /// Makes every access in one container under a recorder.
-fn run(stage: &mut Stage, recorder: &str) -> Run {
+fn run(stage: &mut Stage, recorder: &'static str) -> Run {
     let words: Vec<_> = CASES.iter().enumerate().map(|(n, c)| stage.words(n, c)).collect();
     let (quick, stopped): (Vec<_>, Vec<_>) =
         words.iter().zip(CASES).partition(|(_, case)| !case.while_stopped);
     let join = |some: &[(&String, &Case)]| {
         some.iter().map(|(words, _)| words.as_str()).collect::<Vec<_>>().join(" -- ")
     };
-    // what is done while slim is stopped is over, and its processes dead, when slim reads of it
+    // What is done while slim is stopped is over, and its processes dead, when slim reads of it. Where
+    // calls wait for the recorder's answer nothing can be done meanwhile.
+    let (stop, go_on) =
+        if recorder == "bpf" { ("kill -STOP $slim", "kill -CONT $slim") } else { (":", ":") };
     let text = format!(
-        "$SLIM_EXEC /bin/access {} >quick\n\
-         slim=$(sed -n 's/^PPid:\\t//p' /proc/$PPID/status)\n\
+        "$SLIM_EXEC /bin/access {} >quick\n{SLIM}\n\
          exec 3< <($SLIM_EXEC /bin/access sleep 500 -- {}); read -u 3\n\
-         kill -STOP $slim; timeout 30 head -n {} <&3 >stopped; kill -CONT $slim; cat <&3",
+         {stop}; timeout 30 head -n {} <&3 >stopped; {go_on}; cat <&3",
         join(&quick),
         join(&stopped),
         stopped.len(),
@@ -233,7 +237,7 @@ fn run(stage: &mut Stage, recorder: &str) -> Run {
         lines.max().unwrap_or_else(|| panic!("{}: no result", case.access))
     });
     let results = results.collect();
-    Run { profile: json(&stage.path().join("slim-out/profile.json")), results }
+    Run { recorder, profile: json(&stage.path().join("slim-out/profile.json")), results }
 }
 
 fn results(stage: &Stage, name: &str) -> impl Iterator<Item = i32> + use<> {
@@ -244,9 +248,9 @@ fn results(stage: &Stage, name: &str) -> impl Iterator<Item = i32> + use<> {
 }
 
 /// The backends that saw a path, by the evidence in the profile.
-fn backends(profile: &Value, path: &[u8]) -> BTreeSet<String> {
+fn backends(run: &Run, path: &[u8]) -> BTreeSet<String> {
     let key = RootPath::parse(path).unwrap().to_string();
-    let access = [&profile["files"][&key]["access"], &profile["written"][&key]];
+    let access = [&run.profile["files"][&key]["access"], &run.profile["written"][&key]];
     let kinds = access.into_iter().filter_map(Value::as_object).flatten();
     let mut out = BTreeSet::new();
     for (kind, runs) in kinds {
@@ -255,9 +259,9 @@ fn backends(profile: &Value, path: &[u8]) -> BTreeSet<String> {
                 Some(names) => out.extend(names.iter().map(|n| n.as_str().unwrap().to_owned())),
                 // without evidence: what fanotify could have seen as well
                 None if matches!(kind.as_str(), "open" | "exec" | "list") => {
-                    out.extend(["bpf".to_owned(), "fanotify".to_owned()]);
+                    out.extend([run.recorder.to_owned(), "fanotify".to_owned()]);
                 }
-                None => out.extend(["bpf".to_owned()]),
+                None => out.extend([run.recorder.to_owned()]),
             }
         }
     }
@@ -270,9 +274,7 @@ fn differences(stage: &Stage, run: &Run, of: &[&str]) -> Vec<String> {
     let evidence = run.profile.to_string().contains("\"backends\":");
     let summary = json(&stage.path().join("slim-out/summary.json"));
     for loss in summary["losses"].as_array().unwrap() {
-        if !OPEN_LOSSES.contains(&loss["kind"].as_str().unwrap()) {
-            wrong.push(format!("lost: {loss}"));
-        }
+        wrong.push(format!("lost: {loss}"));
     }
     for (number, case) in CASES.iter().enumerate() {
         match run.results[number] {
@@ -292,21 +294,25 @@ fn differences(stage: &Stage, run: &Run, of: &[&str]) -> Vec<String> {
         }
         let wanted: Vec<_> = case.wants.split(' ').filter_map(thing).collect();
         let saw: Vec<_> =
-            wanted.iter().map(|t| backends(&run.profile, &stage.names[&(number, *t)])).collect();
+            wanted.iter().map(|t| backends(run, &stage.names[&(number, *t)])).collect();
         for name in of {
             match (saw.iter().all(|by| by.contains(*name)), case.hole(name)) {
                 (false, None) => {
                     wrong.push(format!("{}: not seen by {name}: {saw:?}", case.access));
                 }
                 // an open one may be seen or not, by timing
-                (true, Some(why)) if evidence && !why.starts_with(OPEN) => {
+                (true, Some(why)) if why.starts_with(OPEN) => {
+                    println!("{}: {name} sees what is marked as not yet seen", case.access);
+                }
+                (true, Some(_)) if evidence => {
                     wrong.push(format!("{}: seen by {name} after all", case.access));
                 }
                 _ => {}
             }
         }
         let open = of.iter().any(|name| case.hole(name).is_some_and(|why| why.starts_with(OPEN)));
-        if saw.iter().any(BTreeSet::is_empty) && !open {
+        // what a host has beside its recorder makes up for what the kernel denies to each alone
+        if saw.iter().any(BTreeSet::is_empty) && !open && of.len() > 1 {
             wrong.push(format!("{}: seen by nobody: {saw:?}", case.access));
         }
     }
@@ -359,7 +365,8 @@ const INTRO: &str = "\
 
 Generated by `tests/it/matrix.rs`, which makes every access once in a real container, on a file with a random
 name that holds data only, and looks in `profile.json` for the image's own path of that file and for the backends
-that saw it. A dash is a hole, with its reason below. What a recorder is made of: bpf is bpf and fanotify.
+that saw it. A dash is a hole, with its reason below. `--recorder bpf` has bpf and fanotify; what both do not see has a
+reason that begins with \"Not yet\" and is slim's to mend. notify is shown alone, as an ordinary user has it.
 
 ";
 
