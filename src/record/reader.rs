@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
+use nix::sys::stat::FileStat;
 
 use super::Shared;
 use super::fold::arch_of;
@@ -111,17 +112,21 @@ impl Reader {
 
     fn opened(&mut self, event: &FanotifyEvent) {
         self.events += 1;
-        let what = seen(event);
+        let mut what = seen(event);
         if what.overflow {
             self.overflows += 1;
             return;
         }
         let Some(fd) = event.fd() else { return };
+        let stat = nix::sys::stat::fstat(fd).ok();
+        // in descriptor mode events do not say that they are about a directory
+        what.dir |= stat.is_some_and(|stat| is_dir(stat.st_mode));
         match self.owner(what) {
             Owner::NotCounted => {}
             Owner::Counted { by, silence } => {
-                let path = self.note(fd, what, by);
-                let group = self.group.as_ref().filter(|_| silence && may_silence(fd, what));
+                let path = self.note(fd, stat, what, by);
+                let silence = silence && stat.is_some_and(|stat| may_silence(stat, what));
+                let group = self.group.as_ref().filter(|_| silence);
                 match group.map(|group| group.ignore(fd, what)) {
                     Some(Err(error)) => tracing::debug!(%error, "an open file was not silenced"),
                     Some(Ok(())) if what.exec => self.gathered.silent_execs.extend(path),
@@ -132,7 +137,7 @@ impl Reader {
             Owner::Unknown => {
                 self.gathered.unattributed += 1;
                 tracing::debug!(pid = what.pid, "an open by a process that nothing names");
-                self.note(fd, what, By::nobody(self.phase));
+                self.note(fd, stat, what, By::nobody(self.phase));
             }
         }
     }
@@ -168,14 +173,18 @@ impl Reader {
     }
 
     /// Notes an open; the file's path.
-    fn note(&mut self, fd: BorrowedFd<'_>, what: Seen, by: By) -> Option<Vec<u8>> {
-        let path = self.path_of(fd)?;
+    fn note(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        stat: Option<FileStat>,
+        what: Seen,
+        by: By,
+    ) -> Option<Vec<u8>> {
+        let path = self.path_of(fd, stat)?;
         if what.exec && by.is_runtime() {
             self.gathered.executing(what.pid, &path);
         }
-        // in descriptor mode events do not say that they are about a directory
-        let dir = what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| is_dir(s.st_mode));
-        let how = match (what.exec, dir) {
+        let how = match (what.exec, what.dir) {
             (true, _) => How::Exec,
             (_, true) => How::List,
             _ => How::Open,
@@ -186,11 +195,11 @@ impl Reader {
 
     /// The overlay's own path of an opened file. Its name in /proc is as seen through the mount it
     /// was opened by, which may be another one than slim's.
-    fn path_of(&self, fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    fn path_of(&self, fd: BorrowedFd<'_>, stat: Option<FileStat>) -> Option<Vec<u8>> {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
         let name = link.into_os_string().into_vec();
         let name = name.strip_suffix(b" (deleted)").unwrap_or(&name).to_vec();
-        let identity = nix::sys::stat::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
+        let identity = stat.map(|stat| (stat.st_dev, stat.st_ino));
         let mut stripped = None;
         for root in self.roots.iter().rev() {
             let below = strip(&name, root).or_else(|| strip(&name, &without_proc(root)?));
@@ -221,9 +230,9 @@ fn is_mount(arch: u8, number: u32) -> bool {
 }
 
 /// Files with several names stay audible: with the overlay's `index=on` the second name would be
-/// lost with the first.
-fn may_silence(fd: BorrowedFd<'_>, what: Seen) -> bool {
-    what.dir || nix::sys::stat::fstat(fd).is_ok_and(|s| s.st_nlink == 1)
+/// lost with the first. The links of a directory are no names of it.
+fn may_silence(stat: FileStat, what: Seen) -> bool {
+    what.dir || stat.st_nlink == 1
 }
 
 fn is_dir(mode: nix::libc::mode_t) -> bool {
