@@ -417,8 +417,7 @@ impl Gathered {
         }
         let raw = text(&event.data[0]);
         if event.flags & BASE_UNKNOWN != 0 {
-            // EBADF is the call's own answer to a descriptor that is none
-            self.bases_unknown += u64::from(event.result != -libc_errno::EBADF);
+            self.bases_unknown += u64::from(looked_up(event.result));
             return;
         }
         let absolute = raw.first() == Some(&b'/');
@@ -517,6 +516,17 @@ fn fingerprint(what: &impl Hash) -> u128 {
         u128::from(hasher.finish())
     };
     half(0) << 64 | half(1)
+}
+
+/// Whether a call with this result had read its path: others fail before they look at it. The BPF
+/// side has the same list.
+fn looked_up(result: i32) -> bool {
+    use nix::errno::Errno::{
+        EACCES, EEXIST, EISDIR, ELOOP, ENOENT, ENOTDIR, EPERM, EROFS, ETXTBSY, EXDEV,
+    };
+    let path_was_read =
+        [EPERM, ENOENT, EACCES, EEXIST, EXDEV, ENOTDIR, EISDIR, ETXTBSY, EROFS, ELOOP];
+    result >= 0 || path_was_read.contains(&nix::errno::Errno::from_raw(-result))
 }
 
 /// The errno values in use here, without reaching for libc.

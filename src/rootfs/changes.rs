@@ -16,6 +16,9 @@ pub(super) fn read(upper: &Path, tree: &Tree) -> Result<Vec<(RootPath, Change)>,
     let mut found = BTreeMap::new();
     let ids = [IdMap::users(), IdMap::groups()];
     for entry in walkdir::WalkDir::new(upper).min_depth(1).same_file_system(true) {
+        if too_deep(&entry) {
+            continue; // no path of an image is that long: the run made it
+        }
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(upper).to_owned();
             RootfsError::io("read the changes in", &path, std::io::Error::from(error))
@@ -48,6 +51,14 @@ pub(super) fn read(upper: &Path, tree: &Tree) -> Result<Vec<(RootPath, Change)>,
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// Whether a name cannot be reached by its path any more (`PATH_MAX`, 4,096 bytes).
+fn too_deep(entry: &walkdir::Result<walkdir::DirEntry>) -> bool {
+    let error = entry.as_ref().err().and_then(walkdir::Error::io_error);
+    error.is_some_and(|error| {
+        error.raw_os_error() == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error())
+    })
 }
 
 /// A folder above something that changed is copied up too; only a change of its own counts.

@@ -690,6 +690,7 @@ __noinline int path_used(struct use *u)
 	if (!t) return 0;
 	*(u64 *)&o->data[u->len & 0x1fff] = 0;
 	absolute = o->data[0] == '/';
+	if (!absolute && u->fd < 0 && u->fd != AT_FDCWD) return 0; // never a folder: EBADF
 	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
 	key = hash_data(mix(key, u->flags), u->len);
 	root = path_key(&fs->root);
@@ -729,6 +730,26 @@ __noinline int path_used(struct use *u)
 	return 0;
 }
 
+// Whether a call with this result had read its path: others fail before they look at it.
+static __always_inline int looked_up(s32 ret)
+{
+	switch (ret) {
+	case -1:  // EPERM
+	case -2:  // ENOENT
+	case -13: // EACCES
+	case -17: // EEXIST
+	case -18: // EXDEV
+	case -20: // ENOTDIR
+	case -21: // EISDIR
+	case -26: // ETXTBSY
+	case -30: // EROFS
+	case -40: // ELOOP
+		return 1;
+	default:
+		return ret >= 0;
+	}
+}
+
 // One path argument of a finished call.
 static __noinline int path_argument(struct use *u, struct pt_regs *regs, struct call *c)
 {
@@ -743,7 +764,7 @@ static __noinline int path_argument(struct use *u, struct pt_regs *regs, struct 
 	if (!ptr) return 0;
 	n = bpf_probe_read_user_str(o->data, 4096, (void *)ptr);
 	if (n < 0) {
-		if (u->ret != -EFAULT) lose(STRING_FAULT);
+		if (looked_up(u->ret)) lose(STRING_FAULT);
 		return 0;
 	}
 	// an empty string means the descriptor itself, which was seen when it was opened
