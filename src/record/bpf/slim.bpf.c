@@ -26,7 +26,8 @@ typedef __s64 s64;
 
 #define CORE __attribute__((preserve_access_index))
 
-struct qstr { u64 hash_len; const unsigned char *name; } CORE;
+// hash and len apart: before Linux 6.12 or so the verifier knows the union's first member only
+struct qstr { u32 hash, len; const unsigned char *name; } CORE;
 struct super_block { u32 s_dev; } CORE;
 struct inode { unsigned short i_mode; } CORE;
 struct dentry {
@@ -221,7 +222,7 @@ struct head {
 #define DATA 8192        // pieces start below this
 struct out {
 	struct head head;
-	u8 data[DATA + 4096];
+	u8 data[2 * DATA];
 };
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct out); } scratch SEC(".maps");
 // for names, which are sent while an event is being made
@@ -285,7 +286,9 @@ static __always_inline void begin(struct out *o, u8 kind, struct thread *t)
 // costs more than the event: only a good part of a ring of news is worth that, or `wake`.
 static __always_inline int put(struct out *o, u32 off, int wake)
 {
-	u32 bytes = sizeof(o->head) + (off < sizeof(o->data) ? off : sizeof(o->data));
+	// a mask that cuts nothing, since pieces start below DATA and are shorter: older verifiers follow
+	// it where they lose track of a comparison
+	u32 bytes = sizeof(o->head) + (off & (sizeof(o->data) - 1));
 	struct config *c = ONLY(config);
 	u64 waiting = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
 	u64 flags = BPF_RB_NO_WAKEUP;
@@ -461,7 +464,7 @@ static __noinline u64 chain_key(struct dentry *d)
 		struct dentry *up = d->d_parent;
 		u64 from = (u64)d - (u64)up;
 		if (!from) return mix(h, d->d_sb->s_dev);
-		h = mix(h, from ^ d->d_name.hash_len);
+		h = mix(h, from ^ ((u64)d->d_name.len << 32 | d->d_name.hash));
 		d = up;
 	}
 	return mix(h, bpf_ktime_get_ns()); // too deep to be known again
@@ -625,7 +628,7 @@ static __noinline u64 address_key(u64 dentry)
 		struct dentry *up = BPF_CORE_READ(d, d_parent);
 		u64 from = (u64)d - (u64)up;
 		if (!from) return mix(h, BPF_CORE_READ(d, d_sb, s_dev));
-		h = mix(h, from ^ BPF_CORE_READ(d, d_name.hash_len));
+		h = mix(h, from ^ ((u64)BPF_CORE_READ(d, d_name.len) << 32 | BPF_CORE_READ(d, d_name.hash)));
 		d = up;
 	}
 	return mix(h, bpf_ktime_get_ns());
