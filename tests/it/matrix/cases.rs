@@ -23,6 +23,7 @@ pub const OPEN: &str = "Not yet: ";
 pub const RING: Hole = "io_uring works without system calls, so no seccomp filter is asked, and perf's tracepoint of it names the \
 opcode but no path. A run that sets one up is marked as incomplete (loss `io_uring_unseen`). (Docker's default filter refuses io_uring.)";
 const URING: Hole = "Not yet: of io_uring's operations only the opcode is recorded, not the path.";
+const LOADER: Hole = "Not yet: the program asks at the exec which file runs first, and gets no answer on every kernel.";
 const CHROOT: Hole = "Not yet: the path is looked up from the folder that the call led to.";
 const MESSAGE: Hole = "Not yet: the address inside a message header is not read.";
 const MOUNTED: Hole = "Not yet: mounts made inside are read from /proc while their process lives.";
@@ -99,7 +100,7 @@ pub const CASES: &[Case] = &[
     opens("execve of /proc/self/fd/N", "exec-proc X", "X"),
     opens("execve of a script", "exec-plain S", "S"),
     case("a script's `#!` interpreter", "exec-plain S", "Y", &[]),
-    case("a program's ELF interpreter", "exec-plain E", "Z", &[("notify", EXEC), ("perf", EXEC)]),
+    case("a program's ELF interpreter", "exec-plain E", "Z", &[("notify", EXEC), ("perf", EXEC), ("bpf", LOADER)]),
     opens("a library, opened and mapped executable", "library F", "F"),
     case("open with O_PATH", "opath F", "F", &[("fanotify", LOOKUP)]),
     case("open_tree", "open_tree F", "F", &[("fanotify", LOOKUP)]),
