@@ -50,9 +50,10 @@ pub const ACCESSES: [&str; 14] = [
 const BY_CLOSURE: Sight = Sight::Blind(
     "the kernel opens it on behalf of execve: fanotify sees it, else the keep-set's closure adds it",
 );
-const RING_ONLY: Sight = Sight::Blind(
-    "io_uring opens files without a system call: fanotify sees them, the opcode is recorded",
+const RING: Sight = Sight::Blind(
+    "io_uring opens files without a system call: fanotify sees those, and the run is marked as incomplete",
 );
+
 impl Backend {
     pub const ALL: [Self; 3] = [Self::Bpf, Self::Perf, Self::Notify];
 
@@ -65,20 +66,17 @@ impl Backend {
         }
     }
 
-    /// What the backend itself sees, in the order of [`ACCESSES`].
+    /// What the backend itself sees, in the order of [`ACCESSES`]. `docs/matrix.md` has it call by call.
     pub fn sees(self) -> [Sight; 14] {
         use Sight::{Asked, Seen};
         match self {
             Self::Bpf => {
                 let elf = BY_CLOSURE;
-                [
-                    Seen, Seen, Seen, Seen, elf, Seen, Seen, RING_ONLY, Seen, Seen, Seen, Seen,
-                    Seen, Seen,
-                ]
+                [Seen, Seen, Seen, Seen, elf, Seen, Seen, Seen, Seen, Seen, Seen, Seen, Seen, Seen]
             }
             Self::Perf | Self::Notify => [
-                Asked, Asked, Asked, Seen, BY_CLOSURE, Asked, Asked, RING_ONLY, Asked, Asked,
-                Asked, Asked, Asked, Asked,
+                Asked, Asked, Asked, Seen, BY_CLOSURE, Asked, Asked, RING, Asked, Asked, Asked,
+                Asked, Asked, Asked,
             ],
         }
     }

@@ -439,7 +439,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// - bpf: `ring_full`, `map_full` (more tasks at a time than room for them), `string_fault` (a path was
 ///   unmapped while its call ran), `string_cut` (a path of more than 2,048 names or 8 KB),
 ///   `left_cgroup` (a process was moved, or cloned a child, out of the cgroup), `mounts_unknown` (more
-///   than 8,192 mounts), `program_missed` (a program was left out while it ran already).
+///   than 8,192 mounts), `program_missed` (a program was left out while it ran already);
+/// - perf, notify: `string_fault`, `listener_gap` (calls found nobody at their listener),
+///   `io_uring_unseen` (rings were made, whose operations are no calls); perf: `perf_lost` (a ring was
+///   full).
 ///
 /// No loss: the BPF side forgets what it reported when its table is full, and reports it again.
 fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) -> Vec<Loss> {

@@ -24,11 +24,17 @@ pub struct MountTable(pub Vec<Mount>);
 pub struct Mounts(Vec<(u64, MountTable)>);
 
 impl Mounts {
-    /// From `time` (ns, `CLOCK_MONOTONIC`) on the mounts are those of this mountinfo text.
+    /// From `time` (ns, `CLOCK_MONOTONIC`) on the mounts are those of this mountinfo text. Texts may come
+    /// in any order: what a waiting process told may be read after what was looked up later.
     pub fn add(&mut self, time: u64, text: &[u8]) {
         let table = MountTable::parse(text);
-        if self.0.last().is_none_or(|(_, last)| *last != table) {
-            self.0.push((time, table));
+        let at = self.0.partition_point(|(from, _)| *from <= time);
+        if at > 0 && self.0[at - 1].1 == table {
+            return;
+        }
+        match self.0.get_mut(at) {
+            Some((from, next)) if *next == table => *from = time,
+            _ => self.0.insert(at, (time, table)),
         }
     }
 
@@ -138,6 +144,23 @@ fn octal(raw: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_are_those_of_their_time_in_whatever_order_they_are_told() {
+        let text = |name: &str| format!("12 10 0:50 /{name} /data rw - overlay overlay rw\n");
+        let at = |mounts: &Mounts, time| {
+            let table = mounts.at(time).unwrap();
+            table.0.first().map(|mount| mount.root.to_string())
+        };
+        let mut mounts = Mounts::default();
+        for (time, name) in [(10, "a"), (50, "b"), (30, "b"), (40, "b"), (70, "a"), (60, "b")] {
+            mounts.add(time, text(name).as_bytes());
+        }
+        assert_eq!(mounts.len(), 3);
+        for (time, name) in [(5, "/a"), (29, "/a"), (30, "/b"), (69, "/b"), (70, "/a")] {
+            assert_eq!(at(&mounts, time).as_deref(), Some(name), "{time}");
+        }
+    }
 
     #[test]
     fn a_path_is_placed_by_its_longest_mount() {

@@ -104,8 +104,9 @@ impl Reader {
         let gathered = &mut self.gathered;
         self.nonsense += self.source.drain(&mut |event| gathered.apply(event, is_mount));
         for (namespace, pid) in std::mem::take(&mut gathered.look_at) {
+            let time = now(); // what is mounted during the read may stand in the text or not
             if let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) {
-                gathered.mounts.entry(namespace).or_default().add(now(), &text);
+                gathered.mounts.entry(namespace).or_default().add(time, &text);
             }
         }
     }
@@ -226,7 +227,7 @@ impl Reader {
 /// Whether a call changes what is mounted where.
 fn is_mount(arch: u8, number: u32) -> bool {
     let name = arch_of(arch).and_then(|arch| arch.call_name(number));
-    matches!(name, Some("mount" | "move_mount" | "umount2" | "pivot_root"))
+    matches!(name, Some("mount" | "move_mount" | "umount" | "umount2" | "pivot_root"))
 }
 
 /// Files with several names stay audible: with the overlay's `index=on` the second name would be

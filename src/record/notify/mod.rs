@@ -46,6 +46,8 @@ pub(super) struct Hub {
     /// Hashes of values and paths reported.
     reported: Mutex<HashSet<u64>>,
     string_fault: AtomicU64,
+    /// io_uring instances that the container made.
+    rings: AtomicU64,
     /// Calls that were answered by nobody, or whose listener broke.
     gap: AtomicU64,
     /// Calls that a signal, or the end of their thread, took back before they were received.
@@ -69,6 +71,7 @@ impl Hub {
             calls: Mutex::default(),
             reported: Mutex::default(),
             string_fault: AtomicU64::new(0),
+            rings: AtomicU64::new(0),
             gap: AtomicU64::new(0),
             taken_back: AtomicU64::new(0),
             threads: Mutex::default(),
@@ -162,6 +165,11 @@ impl Hub {
         let number = |counter: &AtomicU64| counter.load(Ordering::Acquire);
         vec![
             ("string_fault", number(&self.string_fault), "a call's path could not be read"),
+            (
+                "io_uring_unseen",
+                number(&self.rings),
+                "io_uring was set up, whose operations only --recorder bpf sees",
+            ),
             ("listener_gap", number(&self.gap), "calls found nobody at their seccomp listener"),
         ]
     }

@@ -87,6 +87,50 @@ pub fn socket_path(tid: u32, address: u64, length: u64) -> Result<Option<Vec<u8>
     Ok(Some(raw[2..count].split(|b| *b == 0).next().unwrap_or_default().to_vec()))
 }
 
+/// Addresses and their lengths in the first `count` message headers at `at`: `struct msghdr` for one,
+/// an array of `struct mmsghdr` for more, which begin alike (sendmmsg(2); `UIO_MAXIOV` bounds them).
+pub fn message_addresses(tid: u32, at: u64, count: u64, compat: bool) -> Vec<(u64, u64)> {
+    let (name, stride) = if compat { (4, 32) } else { (8, 64) };
+    let read = |index: u64| {
+        let mut head = [0; 12];
+        let head = &mut head[..name + 4];
+        let at = at.checked_add(index * stride)?;
+        let whole = read_memory(tid, at, head, false).is_ok_and(|read| read == head.len());
+        let (address, length) = head.split_at(name);
+        whole.then(|| (word(address), word(length)))
+    };
+    // the kernel, too, stops at the first that it cannot read
+    (0..count.min(1024)).map_while(read).filter(|(address, _)| *address != 0).collect()
+}
+
+/// The call that a 32-bit `socketcall` makes, of those with addresses, and its arguments (`linux/net.h`).
+pub fn socket_call(tid: u32, args: [u64; 6]) -> Option<(&'static str, [u64; 6])> {
+    let (name, count) = match args[0] {
+        2 => ("bind", 3),
+        3 => ("connect", 3),
+        11 => ("sendto", 6),
+        16 => ("sendmsg", 3),
+        20 => ("sendmmsg", 4),
+        _ => return None,
+    };
+    let mut raw = [0; 24];
+    let raw = &mut raw[..count * 4];
+    let read = read_memory(tid, args[1], raw, false).ok()?;
+    let mut inner = [0; 6];
+    for (to, from) in inner.iter_mut().zip(raw.chunks(4)) {
+        *to = word(from);
+    }
+    (read == raw.len()).then_some((name, inner))
+}
+
+/// A number of four or eight bytes.
+fn word(bytes: &[u8]) -> u64 {
+    match bytes.try_into() {
+        Ok(eight) => u64::from_ne_bytes(eight),
+        Err(_) => bytes.try_into().map_or(0, |four| u64::from(u32::from_ne_bytes(four))),
+    }
+}
+
 /// Process, parent and user of a thread, by its status file; `None` if it is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {

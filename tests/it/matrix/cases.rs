@@ -9,7 +9,8 @@
 pub const DEEP: usize = 4095;
 
 /// Recorders that run here, with the backends each is made of.
-pub const RECORDERS: &[(&str, &[&str])] = &[("bpf", &["bpf", "fanotify"]), ("notify", &["notify"])];
+pub const RECORDERS: &[(&str, &[&str])] =
+    &[("bpf", &["bpf", "fanotify"]), ("perf", &["perf", "fanotify"]), ("notify", &["notify"])];
 
 /// Why a backend cannot see an access.
 pub type Hole = &'static str;
@@ -18,8 +19,11 @@ pub type Hole = &'static str;
 /// neither demanded nor forbidden.
 pub const OPEN: &str = "Not yet: ";
 
-const RING: Hole = "io_uring works without system calls, so no seccomp filter is asked. (Docker's default filter refuses io_uring.)";
+/// The one reason for which a root's recorder may have a hole that nobody fills: the run says so.
+pub const RING: Hole = "io_uring works without system calls, so no seccomp filter is asked, and perf's tracepoint of it names the \
+opcode but no path. A run that sets one up is marked as incomplete (loss `io_uring_unseen`). (Docker's default filter refuses io_uring.)";
 const URING: Hole = "Not yet: of io_uring's operations only the opcode is recorded, not the path.";
+const LOADER: Hole = "Not yet: the program asks at the exec which file runs first, and gets no answer on every kernel.";
 const CHROOT: Hole = "Not yet: the path is looked up from the folder that the call led to.";
 const MESSAGE: Hole = "Not yet: the address inside a message header is not read.";
 const MOUNTED: Hole = "Not yet: mounts made inside are read from /proc while their process lives.";
@@ -96,21 +100,21 @@ pub const CASES: &[Case] = &[
     opens("execve of /proc/self/fd/N", "exec-proc X", "X"),
     opens("execve of a script", "exec-plain S", "S"),
     case("a script's `#!` interpreter", "exec-plain S", "Y", &[]),
-    case("a program's ELF interpreter", "exec-plain E", "Z", &[("notify", EXEC), ("bpf", EXEC)]),
+    case("a program's ELF interpreter", "exec-plain E", "Z", &[("notify", EXEC), ("perf", EXEC), ("bpf", LOADER)]),
     opens("a library, opened and mapped executable", "library F", "F"),
     case("open with O_PATH", "opath F", "F", &[("fanotify", LOOKUP)]),
     case("open_tree", "open_tree F", "F", &[("fanotify", LOOKUP)]),
     young(case("open_tree_attr", "open_tree_attr F", "F", &[("fanotify", LOOKUP)])),
     opens("a folder opened and listed", "list D", "D"),
-    case("io_uring: openat", "uring-open F", "F", &[("notify", RING)]),
-    case("io_uring: openat by a kernel worker", "uring-openlater F", "F", &[("notify", RING)]),
-    case("io_uring: openat2", "uring-openat2 F", "F", &[("notify", RING)]),
-    case("io_uring: statx", "uring-statx F", "F", &[("notify", RING), ("fanotify", LOOKUP)]),
-    case("io_uring: getxattr", "uring-getxattr F", "F", &[("notify", RING), ("bpf", URING), ("fanotify", LOOKUP)]),
-    case("io_uring: unlinkat", "uring-unlink F", "F", &[("notify", RING), ("fanotify", CHANGE)]),
-    case("io_uring: renameat", "uring-rename F N", "F", &[("notify", RING), ("fanotify", CHANGE)]),
-    case("io_uring: linkat", "uring-link F N", "F", &[("notify", RING), ("bpf", URING), ("fanotify", CHANGE)]),
-    case("io_uring: connect to a path", "uring-connect F", "F", &[("notify", RING), ("bpf", URING), ("fanotify", SOCKET)]),
+    case("io_uring: openat", "uring-open F", "F", &[("notify", RING), ("perf", RING)]),
+    case("io_uring: openat by a kernel worker", "uring-openlater F", "F", &[("notify", RING), ("perf", RING)]),
+    case("io_uring: openat2", "uring-openat2 F", "F", &[("notify", RING), ("perf", RING)]),
+    case("io_uring: statx", "uring-statx F", "F", &[("notify", RING), ("perf", RING), ("fanotify", LOOKUP)]),
+    case("io_uring: getxattr", "uring-getxattr F", "F", &[("notify", RING), ("perf", RING), ("bpf", URING), ("fanotify", LOOKUP)]),
+    case("io_uring: unlinkat", "uring-unlink F", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
+    case("io_uring: renameat", "uring-rename F N", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
+    case("io_uring: linkat", "uring-link F N", "F", &[("notify", RING), ("perf", RING), ("bpf", URING), ("fanotify", CHANGE)]),
+    case("io_uring: connect to a path", "uring-connect F", "F", &[("notify", RING), ("perf", RING), ("bpf", URING), ("fanotify", SOCKET)]),
     looks("stat", "stat F"),
     looks("lstat", "lstat F"),
     looks("newfstatat", "newfstatat F"),
@@ -179,14 +183,14 @@ pub const CASES: &[Case] = &[
     case("unix socket: connect", "socket-connect F", "F", &[("fanotify", SOCKET)]),
     case("unix socket: bind", "socket-bind N", "N", &[("fanotify", SOCKET)]),
     case("unix socket: sendto", "socket-sendto F", "F", &[("fanotify", SOCKET)]),
-    case("unix socket: sendmsg", "socket-sendmsg F", "F", &[("notify", MESSAGE), ("fanotify", SOCKET)]),
-    case("unix socket: sendmmsg", "socket-sendmmsg F", "F", &[("notify", MESSAGE), ("bpf", MESSAGE), ("fanotify", SOCKET)]),
+    case("unix socket: sendmsg", "socket-sendmsg F", "F", &[("fanotify", SOCKET)]),
+    case("unix socket: sendmmsg", "socket-sendmmsg F", "F", &[("bpf", MESSAGE), ("fanotify", SOCKET)]),
     opens("open after unshare -m", "unshare F", "F"),
     opens("open in a chroot", "chrooted D /in", "I"),
     case("stat in a chroot", "chrooted-stat D /in", "I", &[("fanotify", LOOKUP)]),
-    case("open through a bind mount made inside", "bind-open D M", "I", &[("notify", MOUNTED), ("fanotify", MOUNTED)]),
-    case("stat through a bind mount made inside", "bind-stat D M", "I", &[("notify", MOUNTED), ("fanotify", LOOKUP)]),
-    case("stat through a mount made by open_tree and move_mount", "move_mount D M", "I", &[("notify", MOUNTED), ("fanotify", LOOKUP)]),
+    case("open through a bind mount made inside", "bind-open D M", "I", &[("fanotify", MOUNTED)]),
+    case("stat through a bind mount made inside", "bind-stat D M", "I", &[("fanotify", LOOKUP)]),
+    case("stat through a mount made by open_tree and move_mount", "move_mount D M", "I", &[("fanotify", LOOKUP)]),
     case("the source of a bind mount", "bind-only D M", "D", &[("fanotify", LOOKUP)]),
     opens("the first name of a hard link", "open H -- open F", "F"),
     opens("the second name of a hard link", "open F -- open H", "H"),
@@ -198,7 +202,7 @@ pub const CASES: &[Case] = &[
     stopped(opens("open by a process that is dead when its event is read", "dead F", "F")),
     stopped(case("stat by a process that is dead when its event is read", "dead-stat F", "F", &[("fanotify", LOOKUP)])),
     stopped(opens("exec by a process that is dead when its event is read", "exec-plain X", "X")),
-    stopped(case("stat through a bind mount of a process that is dead when it is read", "bind-stat D M", "I", &[("notify", MOUNTED), ("fanotify", LOOKUP)])),
+    stopped(case("stat through a bind mount of a process that is dead when it is read", "bind-stat D M", "I", &[("fanotify", LOOKUP)])),
     opens("open of a path of 4,095 bytes", "open P", "P"),
     case("stat of a path of 4,095 bytes", "stat P", "P", &[("fanotify", LOOKUP)]),
     case("open of such a path, folder by folder", "walk-down P", "P", &[]),

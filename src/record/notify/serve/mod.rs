@@ -110,6 +110,8 @@ enum Special {
     Changes,
     /// It changes mounts.
     Mounts,
+    /// It makes a ring whose operations are no calls.
+    Ring,
     Exit,
     ExitGroup,
 }
@@ -129,6 +131,7 @@ fn plan(name: &str) -> Plan {
         "exit" => Special::Exit,
         "exit_group" => Special::ExitGroup,
         "mount" | "move_mount" | "umount" | "umount2" | "pivot_root" => Special::Mounts,
+        "io_uring_setup" => Special::Ring,
         "unshare" | "setns" | "chroot" => Special::Changes,
         name if name.starts_with("setuid") || name.starts_with("setre") => Special::Changes,
         _ => Special::None,
@@ -300,6 +303,11 @@ impl Server<'_> {
         match special {
             Special::None => {}
             Special::Changes => self.doubt(tid),
+            Special::Ring => {
+                if self.entered {
+                    self.hub.rings.fetch_add(1, Ordering::AcqRel);
+                }
+            }
             Special::Mounts => {
                 let namespace = self.tasks.get(&tid).map_or(0, |task| task.mnt_ns);
                 self.mounts = Some((tid, namespace, Instant::now()));

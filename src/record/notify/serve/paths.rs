@@ -67,8 +67,31 @@ impl Server<'_> {
                 self.report(notice, arch, &asked);
             }
         }
-        if let Some((address, length)) = socket_arguments(call.name) {
-            let read = task::socket_path(tid, notice.args[address], notice.args[length]);
+        if matches!(call.op, Op::Connect | Op::Bind) {
+            self.sockets(listener, notice, arch, call);
+        }
+    }
+
+    /// Paths in the addresses that a socket's call is given.
+    fn sockets(&self, listener: &Listener, notice: &Notice, arch: u8, call: &PathCall) {
+        let tid = notice.tid;
+        let (name, args) = match call.name {
+            "socketcall" => {
+                let Some(inner) = task::socket_call(tid, notice.args) else { return };
+                inner
+            }
+            name => (name, notice.args),
+        };
+        let [_, message, many, ..] = args;
+        let addresses = match name {
+            "connect" | "bind" => vec![(args[1], args[2])],
+            "sendto" => vec![(args[4], args[5])],
+            "sendmsg" => task::message_addresses(tid, message, 1, arch == 1),
+            "sendmmsg" => task::message_addresses(tid, message, many, arch == 1),
+            _ => return,
+        };
+        for (address, length) in addresses {
+            let read = task::socket_path(tid, address, length);
             if !listener.is_valid(notice.id) {
                 return;
             }
@@ -77,7 +100,7 @@ impl Server<'_> {
                 Err(bad) => drop(self.readable(bad)),
                 Ok(Some(raw)) => {
                     let Some((base, root)) = self.bearings(tid, &raw, None) else { return };
-                    let asked = Asked { call, which: 2, flags, raw, base, root };
+                    let asked = Asked { call, which: 2, flags: 0, raw, base, root };
                     self.report(notice, arch, &asked);
                 }
             }
@@ -221,15 +244,6 @@ impl Server<'_> {
         self.tasks.retain(|_, other| other.pid != task.pid);
         (task.expected, task.stale) = (Some(exe), true);
         self.tasks.insert(task.pid, task);
-    }
-}
-
-/// Indices of a call's socket address and its length.
-fn socket_arguments(name: &str) -> Option<(usize, usize)> {
-    match name {
-        "connect" | "bind" => Some((1, 2)),
-        "sendto" => Some((4, 5)),
-        _ => None,
     }
 }
 
