@@ -79,7 +79,7 @@ fn by(phase: &str) -> FirstUse {
 }
 
 fn access(kind: &str, phase: &str) -> Access {
-    Access::from([(kind.to_owned(), BTreeMap::from([(run(1), by(phase))]))])
+    Access::from([(kind.to_owned().into(), [(run(1), by(phase).into())].into())])
 }
 
 fn nothing() -> Profile {
@@ -215,7 +215,7 @@ fn scripts_keep_their_interpreters() {
         let access =
             &mut profile.files.get_mut(&RootPath::parse(path.as_bytes()).unwrap()).unwrap().access;
         let used = access[kind::OPEN].clone();
-        access.insert(kind::EXEC.to_owned(), used);
+        access.insert(kind::EXEC.into(), used);
     }
     insta::assert_snapshot!(decided(&profile, image), @r"
     /bin: walked

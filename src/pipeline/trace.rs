@@ -192,7 +192,7 @@ impl<'a> Work<'a> {
             self.results.log(&self.log())?;
             self.results.remove_products()?;
         }
-        let outcome = outcome?;
+        let mut outcome = outcome?;
         outcome.fold(profile, &self.rootfs.tree)?;
         for warning in &outcome.warnings {
             if !summary.warnings.contains(warning) {

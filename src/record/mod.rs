@@ -402,9 +402,9 @@ impl Shared {
 impl Recording {
     /// Adds this run to `profile`, resolving paths against the image's `tree`.
     ///
-    /// What the runtime did before the entrypoint's exec has the phase `runtime`, and only where
+    /// The notes are freed on the way. What the runtime did before the entrypoint's exec has the phase `runtime`, and only where
     /// nobody else used the same thing in the same way.
-    pub fn fold(&self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
+    pub fn fold(self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
         fold::fold(self, profile, tree, run.id());
     }
 
