@@ -150,6 +150,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn open(spec: &'a TraceSpec, reporter: &'a dyn Reporter) -> Result<Self, PipelineError> {
+        crate::sys::memory::share_arena();
         needs_root()?;
         filter_of(&spec.run.options)?;
         let results = Results::open(&spec.output)?;

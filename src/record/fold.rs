@@ -101,7 +101,8 @@ impl Fold<'_> {
 
     fn note_file(&mut self, path: &RootPath, what: impl Into<Cow<'static, str>>, by: &By) {
         let what = what.into();
-        let Some(node) = self.tree.get(path) else { return };
+        // cells share the tree's own path
+        let Some((path, node)) = self.tree.nodes.get_key_value(path) else { return };
         let content = match &node.kind {
             NodeKind::File { content, .. } => Some(*content),
             _ => None,
