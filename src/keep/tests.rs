@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::profile::{Access, Extra, FileCell, ImageIdentity, RunId, RunRecord, kind};
-use crate::model::{ChainId, Digest, ElfFacts, Facts, FirstUse, Node};
+use crate::model::{ChainId, Digest, ElfFacts, Facts, FirstUse, Node, SortedMap};
 
 fn path(text: &str) -> RootPath {
     RootPath::parse(text.as_bytes()).unwrap()
@@ -97,7 +97,7 @@ fn touched(files: &[&str]) -> Profile {
     let mut profile = nothing();
     for file in files {
         let access = access(kind::OPEN, "start");
-        let cell = FileCell { layer: None, content: None, access, extra: Extra::new() };
+        let cell = FileCell { layer: None, content: None, access, extra: SortedMap::default() };
         profile.files.insert(path(file), cell);
     }
     profile

@@ -110,7 +110,10 @@ impl FileCell {
         self.layer = self.layer.or(other.layer);
         self.content = self.content.or(other.content);
         join_access(&mut self.access, other.access);
-        join_extra(&mut self.extra, other.extra);
+        for (key, theirs) in other.extra {
+            let ours = self.extra.get_or_insert_with(key, || theirs.clone());
+            *ours = join_values(std::mem::take(ours), theirs);
+        }
     }
 }
 

@@ -83,7 +83,7 @@ fn cells() -> impl Strategy<Value = BTreeMap<RootPath, FileCell>> {
             layer: Some(DiffId(Digest::of(b"layer"))),
             content: knows.then(|| Digest::of(path.as_bytes())),
             access,
-            extra,
+            extra: Extra::into_iter(extra).collect(),
         };
         map.into_iter().map(|(p, (a, knows, e))| (p.clone(), cell(&p, a, knows, e))).collect()
     })
@@ -222,7 +222,7 @@ fn a_file_that_differs_is_a_conflict_and_changes_nothing() {
         layer: None,
         content: Some(Digest::of(content)),
         access: Access::default(),
-        extra: Extra::new(),
+        extra: Default::default(),
     };
     let path = RootPath::parse(b"/a").unwrap();
     let (mut ours, mut theirs) = (Profile::new(identity()), Profile::new(identity()));

@@ -91,8 +91,9 @@ pub struct FileCell {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Digest>,
     pub access: Access,
+    /// As [`Extra`], in a third of the room.
     #[serde(flatten)]
-    pub extra: Extra,
+    pub extra: SortedMap<String, Value>,
 }
 
 /// Kind of access (see [`kind`]) → run → its first user.
