@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::model::profile::{Access, kind};
-use crate::model::{FirstUse, ImageConfig, NodeKind, Phase, Profile, Reason, RootPath, Tree};
+use crate::model::{ImageConfig, NodeKind, Profile, Reason, RootPath, Seen, Tree};
 
 /// What name resolution and the choice of a user read, in the container or on the engine's side,
 /// whether a run did or not. The first three are looked up by engines for `USER`, `--user` and
@@ -31,8 +31,8 @@ pub fn is_trace(profile: &Profile, run: &crate::model::profile::RunId) -> bool {
     profile.runs.get(run).is_none_or(|record| record.purpose != "verify")
 }
 
-fn is_use(by: &FirstUse) -> bool {
-    by.phase != Phase::Runtime.name()
+fn is_use(by: &Seen) -> bool {
+    !by.is_runtime()
 }
 
 /// Paths that runs executed.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::profile::{Access, Extra, FileCell, ImageIdentity, RunId, RunRecord, kind};
-use crate::model::{ChainId, Digest, ElfFacts, Facts, FirstUse, Node};
+use crate::model::{ChainId, Digest, ElfFacts, Facts, FirstUse, Node, SortedMap};
 
 fn path(text: &str) -> RootPath {
     RootPath::parse(text.as_bytes()).unwrap()
@@ -79,7 +79,7 @@ fn by(phase: &str) -> FirstUse {
 }
 
 fn access(kind: &str, phase: &str) -> Access {
-    Access::from([(kind.to_owned(), BTreeMap::from([(run(1), by(phase))]))])
+    Access::from([(kind.to_owned().into(), [(run(1), by(phase).into())].into())])
 }
 
 fn nothing() -> Profile {
@@ -97,7 +97,7 @@ fn touched(files: &[&str]) -> Profile {
     let mut profile = nothing();
     for file in files {
         let access = access(kind::OPEN, "start");
-        let cell = FileCell { layer: None, content: None, access, extra: Extra::new() };
+        let cell = FileCell { layer: None, content: None, access, extra: SortedMap::default() };
         profile.files.insert(path(file), cell);
     }
     profile
@@ -215,7 +215,7 @@ fn scripts_keep_their_interpreters() {
         let access =
             &mut profile.files.get_mut(&RootPath::parse(path.as_bytes()).unwrap()).unwrap().access;
         let used = access[kind::OPEN].clone();
-        access.insert(kind::EXEC.to_owned(), used);
+        access.insert(kind::EXEC.into(), used);
     }
     insta::assert_snapshot!(decided(&profile, image), @r"
     /bin: walked

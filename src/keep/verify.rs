@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::needs::is_trace;
 use crate::model::profile::{Access, kind};
-use crate::model::{FirstUse, KeepSet, Node, NodeKind, Phase, Profile, RootPath, Tree, escape};
+use crate::model::{FirstUse, KeepSet, Node, NodeKind, Profile, RootPath, Seen, Tree, escape};
 
 /// Something verification found wrong.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -215,5 +215,5 @@ fn traced(profile: &Profile, access: &Access, kinds: impl Fn(&str) -> bool) -> b
 /// The first user beside the runtime, of any run.
 fn first(access: &Access, kinds: impl Fn(&str) -> bool) -> Option<FirstUse> {
     let users = access.iter().filter(|(k, _)| kinds(k)).flat_map(|(_, runs)| runs.values());
-    users.filter(|by| by.phase != Phase::Runtime.name()).min().cloned()
+    users.filter(|by| !by.is_runtime()).map(Seen::first_use).min()
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::profile::{Access, Extra, FileCell, FirstUse, ImageIdentity, Profile, RunId, canonical};
-use super::{DiffId, Digest, Phase, RootPath};
+use super::{DiffId, Digest, RootPath, Seen, SortedMap};
 
 /// Why two profiles cannot be joined. Nothing was changed then.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,10 @@ impl FileCell {
         self.layer = self.layer.or(other.layer);
         self.content = self.content.or(other.content);
         join_access(&mut self.access, other.access);
-        join_extra(&mut self.extra, other.extra);
+        for (key, theirs) in other.extra {
+            let ours = self.extra.get_or_insert_with(key, || theirs.clone());
+            *ours = join_values(std::mem::take(ours), theirs);
+        }
     }
 }
 
@@ -122,7 +125,7 @@ fn join_paths<K: Ord>(ours: &mut BTreeMap<K, Access>, theirs: BTreeMap<K, Access
 
 fn join_access(ours: &mut Access, theirs: Access) {
     for (kind, runs) in theirs {
-        let cell = ours.entry(kind).or_default();
+        let cell = ours.get_or_insert_with(kind, SortedMap::default);
         for (run, by) in runs {
             join_first(cell, run, by);
         }
@@ -132,20 +135,18 @@ fn join_access(ours: &mut Access, theirs: Access) {
 /// One run has one first user of a thing. If two profiles of a run differ there, the smaller one
 /// stays, and any real use rather than the runtime's: a use must not vanish behind it. Who saw it
 /// adds up.
-fn join_first(cell: &mut BTreeMap<RunId, FirstUse>, run: Digest, theirs: FirstUse) {
+fn join_first(cell: &mut SortedMap<RunId, Seen>, run: Digest, mut theirs: Seen) {
     let Some(ours) = cell.get_mut(&run) else {
         cell.insert(run, theirs);
         return;
     };
-    let rank = |by: &FirstUse| by.phase == Phase::Runtime.name();
-    let who = |by: &FirstUse| FirstUse { backends: BTreeSet::new(), ..by.clone() };
+    let who = |by: &Seen| FirstUse { backends: BTreeSet::new(), ..by.first_use() };
     let order =
-        |a: &FirstUse, b: &FirstUse| rank(a).cmp(&rank(b)).then_with(|| who(a).cmp(&who(b)));
-    let backends = ours.backends.union(&theirs.backends).cloned().collect();
+        |a: &Seen, b: &Seen| a.is_runtime().cmp(&b.is_runtime()).then_with(|| who(a).cmp(&who(b)));
     if order(ours, &theirs) == Ordering::Greater {
-        *ours = theirs;
+        std::mem::swap(ours, &mut theirs);
     }
-    ours.backends = backends;
+    ours.join_backends(&theirs);
 }
 
 fn join_extra(ours: &mut Extra, theirs: Extra) {

@@ -44,7 +44,7 @@ fn run(n: u8) -> RunRecord {
 
 fn first_use() -> impl Strategy<Value = FirstUse> {
     let phase = prop::sample::select(vec!["runtime", "start", "stop"]);
-    let backends = prop::collection::btree_set("bpf|fanotify|perf", 0..3);
+    let backends = prop::collection::btree_set("bpf|fanotify|perf|another", 0..3);
     let at = prop::option::of(0..3u64);
     (0..3u32, phase, prop::collection::vec(1..3u32, 0..3), at, backends).prop_map(
         |(uid, phase, pids, at_us, backends)| FirstUse {
@@ -62,7 +62,8 @@ fn first_use() -> impl Strategy<Value = FirstUse> {
 fn access() -> impl Strategy<Value = Access> {
     let kinds = prop::sample::select(vec![kind::OPEN, kind::STAT, "refused:EPERM"]);
     let runs = btree_map((0..3u8).prop_map(|n| run(n).id()), first_use(), 1..3);
-    btree_map(kinds.prop_map(str::to_owned), runs, 1..3)
+    let runs = runs.prop_map(|map| map.into_iter().map(|(run, by)| (run, by.into())).collect());
+    btree_map(kinds.prop_map(Into::into), runs, 1..3).prop_map(|map| map.into_iter().collect())
 }
 
 fn path() -> impl Strategy<Value = RootPath> {
@@ -82,7 +83,7 @@ fn cells() -> impl Strategy<Value = BTreeMap<RootPath, FileCell>> {
             layer: Some(DiffId(Digest::of(b"layer"))),
             content: knows.then(|| Digest::of(path.as_bytes())),
             access,
-            extra,
+            extra: Extra::into_iter(extra).collect(),
         };
         map.into_iter().map(|(p, (a, knows, e))| (p.clone(), cell(&p, a, knows, e))).collect()
     })
@@ -220,8 +221,8 @@ fn a_file_that_differs_is_a_conflict_and_changes_nothing() {
     let cell = |content: &[u8]| FileCell {
         layer: None,
         content: Some(Digest::of(content)),
-        access: Access::new(),
-        extra: Extra::new(),
+        access: Access::default(),
+        extra: Default::default(),
     };
     let path = RootPath::parse(b"/a").unwrap();
     let (mut ours, mut theirs) = (Profile::new(identity()), Profile::new(identity()));
@@ -244,7 +245,7 @@ fn a_real_use_outlives_the_runtimes() {
     let with = |phase: &str| {
         let mut profile = Profile::new(identity());
         let path = RootPath::parse(b"/a").unwrap();
-        let runs = BTreeMap::from([(run(0).id(), by(phase))]);
+        let runs = [(run(0).id(), by(phase).into())].into();
         profile.missing.insert(path, Access::from([("open".into(), runs)]));
         profile
     };

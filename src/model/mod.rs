@@ -11,6 +11,8 @@ mod offer;
 mod parse;
 mod path;
 pub mod profile;
+mod seen;
+mod sorted;
 mod syscall;
 mod tree;
 
@@ -22,5 +24,7 @@ pub use offer::{Lack, Offer};
 pub use parse::ProfileError;
 pub use path::{RootPath, escape, unescape};
 pub use profile::{FirstUse, Loss, Phase, Profile, RunRecord};
+pub use seen::Seen;
+pub use sorted::SortedMap;
 pub use syscall::Arch;
 pub use tree::{ElfFacts, Facts, Node, NodeKind, Resolved, Tree, escaped};

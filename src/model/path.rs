@@ -1,20 +1,21 @@
 //! Paths as a container sees them: bytes, absolute, without `.` and `..`.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A path inside a root file system, without `.` or `..`; never a path on the host.
 ///
 /// Always starts with `/`, has no empty component and no trailing slash (the root itself is `/`).
-/// Bytes other than NUL are all allowed, so names need not be UTF-8.
+/// Bytes other than NUL are all allowed, so names need not be UTF-8. Clones share them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RootPath(Vec<u8>);
+pub struct RootPath(Arc<[u8]>);
 
 impl RootPath {
     /// The root directory.
     pub fn root() -> Self {
-        Self(b"/".to_vec())
+        Self(b"/"[..].into())
     }
 
     /// Takes `raw` relative to the root: leading `/` and `./`, doubled slashes and inner `.` vanish.
@@ -27,7 +28,7 @@ impl RootPath {
         safe.then(|| {
             let mut path = vec![b'/'];
             path.extend(names.join(&b'/'));
-            Self(path)
+            Self(path.into())
         })
     }
 
@@ -43,7 +44,7 @@ impl RootPath {
 
     /// True for `/`.
     pub fn is_root(&self) -> bool {
-        self.0 == b"/"
+        *self.0 == *b"/"
     }
 
     /// The directory that holds this path; `None` for the root.
@@ -53,7 +54,7 @@ impl RootPath {
         }
         match self.0.iter().rposition(|b| *b == b'/') {
             Some(0) | None => Some(Self::root()),
-            Some(at) => Some(Self(self.0[..at].to_vec())),
+            Some(at) => Some(Self(self.0[..at].into())),
         }
     }
 
@@ -66,12 +67,12 @@ impl RootPath {
     /// This path and one component below it. `name` must be a plain name: no slash, not `..`.
     pub fn join(&self, name: &[u8]) -> Self {
         debug_assert!(!name.is_empty() && !name.contains(&b'/') && name != b"..");
-        let mut path = self.0.clone();
+        let mut path = self.0.to_vec();
         if !self.is_root() {
             path.push(b'/');
         }
         path.extend_from_slice(name);
-        Self(path)
+        Self(path.into())
     }
 
     /// The components, from the root down.
@@ -83,7 +84,7 @@ impl RootPath {
     pub fn is_within(&self, other: &Self) -> bool {
         other.is_root()
             || self.0 == other.0
-            || (self.0.starts_with(&other.0) && self.0.get(other.0.len()) == Some(&b'/'))
+            || (self.0.starts_with(other.as_bytes()) && self.0.get(other.0.len()) == Some(&b'/'))
     }
 
     /// The parents, nearest first, the root last.

@@ -3,12 +3,13 @@
 //! Every cell is a map from run id to that run's first user, so joining profiles is a union of
 //! maps: commutative, associative, idempotent. Counts are derived, never stored.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ChainId, DiffId, Digest, RootPath};
+use super::{ChainId, DiffId, Digest, RootPath, Seen, SortedMap};
 
 /// The schema name that this version writes. A newer major (`slim.profile/v2`) is refused.
 pub const SCHEMA: &str = "slim.profile/v1";
@@ -90,12 +91,13 @@ pub struct FileCell {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Digest>,
     pub access: Access,
+    /// As [`Extra`], in a third of the room.
     #[serde(flatten)]
-    pub extra: Extra,
+    pub extra: SortedMap<String, Value>,
 }
 
 /// Kind of access (see [`kind`]) → run → its first user.
-pub type Access = BTreeMap<String, BTreeMap<RunId, FirstUse>>;
+pub type Access = SortedMap<Cow<'static, str>, SortedMap<RunId, Seen>>;
 
 /// Kinds of access: the keys of [`Access`]. Open-ended; these are the ones slim writes.
 pub mod kind {
@@ -324,13 +326,12 @@ impl Profile {
 ///
 /// A use by the OCI runtime gives way to the container's own, whichever came first: only the latter
 /// counts.
-pub fn note(access: &mut Access, kind: &str, run: RunId, by: &FirstUse) {
-    let runtimes = |user: &FirstUse| user.phase == Phase::Runtime.name();
-    let first = access.entry(kind.to_owned()).or_default().entry(run).or_insert_with(|| by.clone());
-    if runtimes(first) == runtimes(by) {
-        first.backends.extend(by.backends.iter().cloned());
-        first.at_us = [first.at_us, by.at_us].into_iter().flatten().min();
-    } else if runtimes(first) {
+pub fn note(access: &mut Access, kind: impl Into<Cow<'static, str>>, run: RunId, by: &Seen) {
+    let users = access.get_or_insert_with(kind.into(), SortedMap::default);
+    let first = users.get_or_insert_with(run, || by.clone());
+    if first.is_runtime() == by.is_runtime() {
+        first.join(by);
+    } else if first.is_runtime() {
         *first = by.clone();
     }
 }

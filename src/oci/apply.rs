@@ -71,7 +71,9 @@ impl Stack {
     }
 
     /// The tree with all layers applied.
-    pub fn into_tree(self) -> Tree {
+    pub fn into_tree(mut self) -> Tree {
+        // built in order, every node of the map is full; inserted one by one, half of them were
+        self.tree.nodes = std::mem::take(&mut self.tree.nodes).into_iter().collect();
         self.tree
     }
 

@@ -78,11 +78,11 @@ pub(super) struct RunOutcome {
 }
 
 impl RunOutcome {
-    /// Adds the run and all it saw to `profile`; paths are those of `tree`, the original's.
-    pub(super) fn fold(&self, profile: &mut Profile, tree: &Tree) -> Result<(), PipelineError> {
+    /// Adds the run and all it saw to `profile`, once; paths are those of `tree`, the original's.
+    pub(super) fn fold(&mut self, profile: &mut Profile, tree: &Tree) -> Result<(), PipelineError> {
         let id = self.record.id();
         profile.runs.insert(id, self.record.clone());
-        let Some(recording) = &self.recording else { return Ok(()) };
+        let Some(recording) = self.recording.take() else { return Ok(()) };
         recording.fold(profile, tree, &self.record);
         for (path, change) in &self.changed(tree)? {
             let by = FirstUse {
@@ -99,7 +99,7 @@ impl RunOutcome {
             let known =
                 profile.written.get(path).is_some_and(|a| a.values().any(|r| r.contains_key(&id)));
             if !known {
-                note(profile.written.entry(path.clone()).or_default(), what, id, &by);
+                note(profile.written.entry(path.clone()).or_default(), what, id, &by.into());
             }
         }
         Ok(())

@@ -179,5 +179,5 @@ fn recorded_calls(profile: &Profile) -> u64 {
 /// True if somebody else than the OCI runtime made the call and it entered the kernel.
 fn counts(access: &crate::model::profile::Access) -> bool {
     let by = access.get(crate::model::profile::kind::CALL).into_iter().flat_map(|c| c.values());
-    by.into_iter().any(|by| by.phase != crate::model::Phase::Runtime.name())
+    by.into_iter().any(|by| !by.is_runtime())
 }

@@ -150,6 +150,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn open(spec: &'a TraceSpec, reporter: &'a dyn Reporter) -> Result<Self, PipelineError> {
+        crate::sys::memory::share_arena();
         needs_root()?;
         filter_of(&spec.run.options)?;
         let results = Results::open(&spec.output)?;
@@ -192,7 +193,7 @@ impl<'a> Work<'a> {
             self.results.log(&self.log())?;
             self.results.remove_products()?;
         }
-        let outcome = outcome?;
+        let mut outcome = outcome?;
         outcome.fold(profile, &self.rootfs.tree)?;
         for warning in &outcome.warnings {
             if !summary.warnings.contains(warning) {

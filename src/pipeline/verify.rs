@@ -94,7 +94,7 @@ fn exercise(
         seccomp: ("slim".to_owned(), Some(candidate.seccomp.clone())),
         log: log.clone(),
     };
-    let outcome = match run(&input, reporter) {
+    let mut outcome = match run(&input, reporter) {
         Ok(outcome) => outcome,
         Err(error @ (PipelineError::Interrupted | PipelineError::Record(_))) => return Err(error),
         Err(error) => {

@@ -1,11 +1,12 @@
 //! From what was seen to a profile, against the tree of the image. Needs no kernel.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Recording;
 use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op, PathCall};
-use super::gather::{AddressUse, By, CallUse, FileUse, How, PathUse, libc_errno as errno};
-use super::mounts::{MountTable, Place};
+use super::gather::{AddressUse, By, CallUse, FileUse, How, PathUse, Users, libc_errno as errno};
+use super::mounts::{MountTable, Mounts, Place};
 use super::network::{self, Address};
 use crate::model::profile::{FileCell, RunId, Startup, Touch, kind, note};
 use crate::model::{Arch, NodeKind, Phase, Profile, Resolved, RootPath, Tree};
@@ -22,7 +23,10 @@ struct Fold<'a> {
     profile: &'a mut Profile,
     tree: &'a Tree,
     run: RunId,
-    recording: &'a Recording,
+    start: u64,
+    users: Users,
+    mounts: HashMap<u32, Mounts>,
+    overlays: Vec<u32>,
     usual: MountTable,
     /// Path → when the run first removed it or renamed it away.
     removed: HashMap<RootPath, u64>,
@@ -33,30 +37,43 @@ struct Fold<'a> {
 }
 
 /// Adds `recording` to `profile`. What the runtime did comes last, so that a cell names the runtime
-/// only where nobody else used the thing.
-pub fn fold(recording: &Recording, profile: &mut Profile, tree: &Tree, run: RunId) {
+/// only where nobody else used the thing. Notes are freed as they are added.
+pub fn fold(recording: Recording, profile: &mut Profile, tree: &Tree, run: RunId) {
+    let Recording { mut files, mut paths, mut calls, mut addresses, .. } = recording;
     let mut fold = Fold {
         profile,
         tree,
         run,
-        recording,
+        start: recording.start,
+        users: Users::new(recording.start),
+        mounts: recording.mounts,
+        overlays: recording.overlays,
         usual: MountTable::usual(),
         removed: HashMap::new(),
         moved: Vec::new(),
         touches: HashMap::new(),
     };
-    fold.note_removals();
+    fold.note_removals(&paths);
     for runtime in [false, true] {
         let pass = |by: &By| by.is_runtime() == runtime;
-        recording.paths.iter().filter(|p| pass(&p.by)).for_each(|p| fold.path(p));
-        recording.files.iter().filter(|f| pass(&f.by)).for_each(|f| fold.file(f));
-        recording.calls.iter().filter(|c| pass(&c.by)).for_each(|c| fold.call(c));
-        recording.addresses.iter().filter(|a| pass(&a.by)).for_each(|a| fold.address(a));
+        paths = each(paths, |p| pass(&p.by), |p| fold.path(p));
+        files = each(files, |f| pass(&f.by), |f| fold.file(f));
+        calls = each(calls, |c| pass(&c.by), |c| fold.call(c));
+        addresses = each(addresses, |a| pass(&a.by), |a| fold.address(a));
     }
     for (number, by) in &recording.capabilities {
         fold.capability(*number, by);
     }
     fold.startup();
+}
+
+/// Hands out those that `pick` says and gives back the others.
+fn each<T>(all: Vec<T>, pick: impl Fn(&T) -> bool, mut done: impl FnMut(&T)) -> Vec<T> {
+    let mut others = Vec::new();
+    for one in all {
+        if pick(&one) { done(&one) } else { others.push(one) }
+    }
+    others
 }
 
 /// The architecture behind an event's number for it.
@@ -82,8 +99,10 @@ impl Fold<'_> {
         self.note_file(&path, what, &used.by);
     }
 
-    fn note_file(&mut self, path: &RootPath, what: &str, by: &By) {
-        let Some(node) = self.tree.get(path) else { return };
+    fn note_file(&mut self, path: &RootPath, what: impl Into<Cow<'static, str>>, by: &By) {
+        let what = what.into();
+        // cells share the tree's own path
+        let Some((path, node)) = self.tree.nodes.get_key_value(path) else { return };
         let content = match &node.kind {
             NodeKind::File { content, .. } => Some(*content),
             _ => None,
@@ -95,10 +114,10 @@ impl Fold<'_> {
             access: Default::default(),
             extra: Default::default(),
         });
-        note(&mut cell.access, what, self.run, &by.first_use(self.recording.start));
-        let read = matches!(what, kind::OPEN | kind::EXEC | kind::MAP);
+        let read = matches!(&*what, kind::OPEN | kind::EXEC | kind::MAP);
+        note(&mut cell.access, what, self.run, &self.users.seen(by));
         if read && content.is_some() && by.phase == Phase::Start {
-            let at = by.time.saturating_sub(self.recording.start);
+            let at = by.time.saturating_sub(self.start);
             let first = self.touches.entry(path.clone()).or_insert(at);
             *first = at.min(*first);
         }
@@ -139,12 +158,12 @@ impl Fold<'_> {
             Place::Elsewhere => {
                 let what = if failed { MISSING } else { kinds(call.op, used)[0] };
                 let access = self.profile.mounts.entry(found.path).or_default();
-                note(access, what, self.run, &used.by.first_use(self.recording.start));
+                note(access, what, self.run, &self.users.seen(&used.by));
             }
             Place::Overlay(_) if failed => self.missing(&found, call.op, used),
             Place::Overlay(_) if error != 0 => {
                 self.note_file(&found.path, kind::STAT, &used.by);
-                self.note_file(&found.path, &failure(error), &used.by);
+                self.note_file(&found.path, failure(error), &used.by);
             }
             Place::Overlay(_) => self.done(&found, call.op, used),
         }
@@ -163,7 +182,7 @@ impl Fold<'_> {
         if gone(&path) || path.ancestors().any(|p| gone(&p)) || path.is_root() {
             return;
         }
-        let by = used.by.first_use(self.recording.start);
+        let by = self.users.seen(&used.by);
         note(self.profile.missing.entry(path).or_default(), kind::STAT, self.run, &by);
     }
 
@@ -178,7 +197,7 @@ impl Fold<'_> {
                     let what = if replaces { kind::CHANGE } else { what };
                     self.note_file(&found.path, what, &used.by);
                     let access = self.profile.written.entry(found.path.clone()).or_default();
-                    note(access, what, self.run, &used.by.first_use(self.recording.start));
+                    note(access, what, self.run, &self.users.seen(&used.by));
                 }
                 _ => self.note_file(&found.path, what, &used.by),
             }
@@ -191,7 +210,7 @@ impl Fold<'_> {
         let base = RootPath::parse(&used.base)?;
         // a call that changes the mounts found its paths by those before
         let time = used.by.time;
-        let mounts = self.recording.mounts.get(&used.mnt_ns);
+        let mounts = self.mounts.get(&used.mnt_ns);
         let table = match op_of(used).is_some_and(PathCall::changes_mounts) {
             true => mounts.and_then(|m| m.before(time)),
             false => mounts.and_then(|m| m.at(time)),
@@ -200,7 +219,7 @@ impl Fold<'_> {
         let mut found = self.tree.resolve(&root, &base, &used.raw, follow)?;
         // once for each mount of the overlay on itself that leads somewhere else
         for _ in 0..4 {
-            match table.place(&found.path, &self.recording.overlays) {
+            match table.place(&found.path, &self.overlays) {
                 Place::Overlay(own) if own != found.path => {
                     let mut links = std::mem::take(&mut found.links);
                     found = self.tree.resolve(&root, &root, own.as_bytes(), follow)?;
@@ -232,9 +251,9 @@ impl Fold<'_> {
         if self.tree.has(&at) { at } else { path }
     }
 
-    fn note_removals(&mut self) {
+    fn note_removals(&mut self, paths: &[PathUse]) {
         let mut before: Option<(u64, RootPath)> = None;
-        for used in &self.recording.paths {
+        for used in paths {
             let Some(call) = op_of(used) else { continue };
             let moves = call.op == Op::Rename && used.result >= 0;
             let removes = call.op == Op::Remove && used.result >= 0;
@@ -268,13 +287,13 @@ impl Fold<'_> {
         if !args.is_empty() && (used.others || told >= MAX_VALUES && !cells.contains_key(&args)) {
             OTHERS.clone_into(&mut args);
         }
-        let what = match (used.refused, used.failed) {
-            (Some(result), _) => refusal(result),
-            (_, Some(result)) => failure(-result),
-            _ => kind::CALL.to_owned(),
+        let what: Cow<'static, str> = match (used.refused, used.failed) {
+            (Some(result), _) => refusal(result).into(),
+            (_, Some(result)) => failure(-result).into(),
+            _ => kind::CALL.into(),
         };
-        let by = used.by.first_use(self.recording.start);
-        note(cells.entry(args).or_default(), &what, self.run, &by);
+        let by = self.users.seen(&used.by);
+        note(cells.entry(args).or_default(), what, self.run, &by);
     }
 
     fn address(&mut self, used: &AddressUse) {
@@ -287,18 +306,18 @@ impl Fold<'_> {
         let key =
             if full && !self.profile.network.contains_key(&text) { OTHERS.into() } else { text };
         let access = self.profile.network.entry(key).or_default();
-        let by = used.by.first_use(self.recording.start);
+        let by = self.users.seen(&used.by);
         // a connect that goes on in the background has not failed
         if used.result >= 0 || used.result == -errno::EINPROGRESS {
             note(access, what, self.run, &by);
         } else {
-            note(access, &failure(-used.result), self.run, &by);
+            note(access, failure(-used.result), self.run, &by);
         }
     }
 
     fn capability(&mut self, number: u64, by: &By) {
         let name = network::capability(number);
-        let by = by.first_use(self.recording.start);
+        let by = self.users.seen(by);
         note(self.profile.capabilities.entry(name).or_default(), kind::USED, self.run, &by);
     }
 }

@@ -9,7 +9,7 @@ use super::event::{
     BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, OTHERS, ROOT_ON_OVERLAY, path_of, text,
 };
 use super::mounts::Mounts;
-use crate::model::{FirstUse, Phase, escape};
+use crate::model::{FirstUse, Phase, Seen, escape};
 
 /// Phases by the number that the BPF side has for them.
 pub const PHASES: [Phase; 9] = [
@@ -68,7 +68,7 @@ impl Process {
 
 /// What a process ran at a time. Shared by all that it used meanwhile.
 #[derive(Debug, Default)]
-struct Who {
+pub struct Who {
     exe: String,
     argv0: String,
     /// The process and its ancestors up to the container's first.
@@ -99,17 +99,48 @@ impl By {
         self.phase == Phase::Runtime
     }
 
-    /// As profiles have it, for a recorder that started at `start`.
-    pub fn first_use(&self, start: u64) -> FirstUse {
+    /// As profiles have it but for the time.
+    fn first_use(&self) -> FirstUse {
         FirstUse {
             exe: self.who.exe.clone(),
             argv0: self.who.argv0.clone(),
             uid: self.uid,
             phase: self.phase.name().to_owned(),
             pids: self.who.pids.clone(),
-            at_us: Some(self.time.saturating_sub(start) / 1000),
+            at_us: None,
             backends: [self.backend.to_owned()].into(),
         }
+    }
+}
+
+/// Users as profiles have them, each made once: most things are used by few.
+pub struct Users {
+    start: u64,
+    /// By the address of the user, who is kept alive for that.
+    made: HashMap<User, (Arc<Who>, Seen)>,
+}
+
+/// Address, user id, phase and backend.
+type User = (usize, u32, Phase, &'static str);
+
+impl Users {
+    /// Users kept in mind; more come of storms of processes, which use little each.
+    const MOST: usize = 4096;
+
+    /// For a recorder that started at `start`.
+    pub fn new(start: u64) -> Self {
+        Self { start, made: HashMap::new() }
+    }
+
+    /// As profiles have it.
+    pub fn seen(&mut self, by: &By) -> Seen {
+        if self.made.len() >= Self::MOST {
+            self.made.clear();
+        }
+        let key = (Arc::as_ptr(&by.who).addr(), by.uid, by.phase, by.backend);
+        let make = || (Arc::clone(&by.who), by.first_use().into());
+        let (_, seen) = self.made.entry(key).or_insert_with(make);
+        seen.at(by.time.saturating_sub(self.start) / 1000)
     }
 }
 

@@ -204,6 +204,8 @@ impl Recorder {
             Backend::Perf => perf::start(&start)?,
             Backend::Notify => notify::start(&start)?,
         };
+        // loading took the kernel's type information apart
+        crate::sys::memory::give_back();
         let mut gathered = Gathered::default();
         gathered.backend = spec.backend.name();
         family.iter().for_each(|pid| gathered.add_host(*pid));
@@ -402,10 +404,11 @@ impl Shared {
 impl Recording {
     /// Adds this run to `profile`, resolving paths against the image's `tree`.
     ///
-    /// What the runtime did before the entrypoint's exec has the phase `runtime`, and only where
+    /// The notes are freed on the way. What the runtime did before the entrypoint's exec has the phase `runtime`, and only where
     /// nobody else used the same thing in the same way.
-    pub fn fold(&self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
+    pub fn fold(self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
         fold::fold(self, profile, tree, run.id());
+        crate::sys::memory::give_back();
     }
 
     /// What fanotify alone saw: path, and `open/start` and the like. For tests.

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::model::profile::kind;
-use crate::model::{Arch, Digest, Phase, Policy, Profile};
+use crate::model::{Arch, Digest, Policy, Profile};
 use filter::{Action, Rule, When};
 pub use judge::{Answer, Judge};
 pub use read::{missing_calls, parse_filter};
@@ -147,7 +147,7 @@ fn recorded(profile: &Profile, arch: Arch) -> BTreeSet<String> {
     let calls = profile.syscalls.get(arch.name()).into_iter().flatten();
     let made = |access: &crate::model::profile::Access| {
         let runs = access.get(kind::CALL).into_iter().flatten();
-        runs.into_iter().any(|(run, by)| is_trace(run) && by.phase != Phase::Runtime.name())
+        runs.into_iter().any(|(run, by)| is_trace(run) && !by.is_runtime())
     };
     // An unknown number has no name that a filter could hold; the run is incomplete then.
     calls

@@ -44,7 +44,7 @@ fn profile(arch: &str, calls: &[(&str, &str, &str)]) -> Profile {
             phase: (*phase).to_owned(),
             ..FirstUse::default()
         };
-        let access = Access::from([((*kind).to_owned(), [(run.id(), by)].into())]);
+        let access = Access::from([((*kind).to_owned().into(), [(run.id(), by.into())].into())]);
         let names = profile.syscalls.entry(arch.to_owned()).or_default();
         names.entry((*name).to_owned()).or_default().insert(String::new(), access);
     }
@@ -256,7 +256,7 @@ fn only_uses_of_traced_runs_count() {
         phase: "start".into(),
         ..FirstUse::default()
     };
-    let access = Access::from([(kind::CALL.into(), [(verify.id(), by)].into())]);
+    let access = Access::from([(kind::CALL.into(), [(verify.id(), by.into())].into())]);
     let names = recorded.syscalls.get_mut("x86_64").unwrap();
     names.insert("symlink".into(), [(String::new(), access)].into());
     recorded.runs.insert(verify.id(), verify);

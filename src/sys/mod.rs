@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod child;
 pub mod devices;
 pub mod fanotify;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod packet;

@@ -113,7 +113,7 @@ impl Scene {
 
     fn finish(mut self) -> Seen {
         let recording = self.recorder.take().unwrap().finish().unwrap();
-        Seen::of(&recording, &self.tree)
+        Seen::of(recording, &self.tree)
     }
 }
 
@@ -195,7 +195,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(recording: &Recording, tree: &Tree) -> Self {
+    fn of(recording: Recording, tree: &Tree) -> Self {
         let mut profile = Profile::new(ImageIdentity {
             config_digest: Digest::of(b""),
             chain_id: ChainId::of(&[]),
@@ -204,13 +204,10 @@ impl Seen {
             manifest_digests: Default::default(),
             extra: Extra::new(),
         });
+        let (losses, opened) = (recording.losses.clone(), recording.opened());
+        let events = recording.events;
         recording.fold(&mut profile, tree, &run());
-        Self {
-            profile,
-            losses: recording.losses.clone(),
-            opened: recording.opened(),
-            events: recording.events,
-        }
+        Self { profile, losses, opened, events }
     }
 
     /// `kind/phase` of every use of a file, sorted.
@@ -219,7 +216,7 @@ impl Seen {
         let Some(cell) = self.profile.files.get(&path) else { return Vec::new() };
         let uses =
             cell.access.iter().flat_map(|(kind, runs)| runs.values().map(move |by| (kind, by)));
-        uses.map(|(kind, by)| format!("{kind}/{}", by.phase)).collect()
+        uses.map(|(kind, by)| format!("{kind}/{}", by.phase())).collect()
     }
 
     #[track_caller]
@@ -243,7 +240,7 @@ impl Seen {
 
     fn call(&self, arch: &str, name: &str) -> Vec<String> {
         let cell = self.profile.syscalls.get(arch).and_then(|c| c.get(name)?.get(""));
-        cell.map(|access| access.keys().cloned().collect()).unwrap_or_default()
+        cell.map(|access| access.keys().map(ToString::to_string).collect()).unwrap_or_default()
     }
 }
 
@@ -296,7 +293,7 @@ fn every_kind_of_use_is_recorded_with_who_did_it() {
     assert_eq!(paths(&seen.profile.missing), ["/etc/none", "/nowhere/x", "/proc/self/exe"]);
     assert_eq!(paths(&seen.profile.written), ["/etc/conf", "/etc/old", "/tmp/new", "/tmp/s"]);
     let passwd = &seen.profile.files[&RootPath::parse(b"/etc/passwd").unwrap()];
-    let by = passwd.access[kind::OPEN].values().next().unwrap();
+    let by = passwd.access[kind::OPEN].values().next().unwrap().first_use();
     assert_eq!((by.exe.as_str(), by.argv0.as_str(), by.uid), ("/bin/tool", "/bin/tool", 0));
     assert_eq!(seen.call("x86_64", "openat"), ["call"]);
     let socket = &seen.profile.syscalls["x86_64"]["socket"];
@@ -317,7 +314,7 @@ fn what_the_runtime_opened_first_still_counts_for_the_application() {
     seen.opened("/usr/lib/a", "open/runtime");
     assert_eq!(seen.uses("/etc/conf"), ["stat/runtime"]);
     let chroot = &seen.profile.syscalls["x86_64"]["pivot_root"][""];
-    assert!(chroot["call"].values().all(|by| by.phase == "runtime"));
+    assert!(chroot["call"].values().all(|by| by.phase() == "runtime"));
 }
 
 #[test]
@@ -464,7 +461,7 @@ fn an_exec_by_another_thread_than_the_leader_is_the_processs() {
     for path in ["/usr/lib/a", "/usr/lib/b"] {
         seen.opened(path, "open/start");
         let cell = &seen.profile.files[&RootPath::parse(path.as_bytes()).unwrap()];
-        let by = cell.access[kind::OPEN].values().next().unwrap();
+        let by = cell.access[kind::OPEN].values().next().unwrap().first_use();
         assert_eq!(by.exe, "/bin/other");
     }
 }
@@ -553,7 +550,7 @@ fn arguments_errors_addresses_and_capabilities_are_recorded() {
     }
     assert!(calls["ioctl"].len() < 80, "{}", calls["ioctl"].len());
     let address = &seen.profile.network[&format!("tcp 127.0.0.1:{port}")];
-    let done: Vec<_> = address.keys().map(String::as_str).collect();
+    let done: Vec<_> = address.keys().map(AsRef::as_ref).collect();
     assert_eq!(done, ["bind", "connect", "listen"]);
     // the kernel tells of capabilities since 6.14
     if !seen.profile.capabilities.is_empty() {
@@ -568,7 +565,7 @@ fn a_first_use_says_who_when_and_who_saw_it() {
     let seen = scene.finish();
     let by = |path: &str| {
         let cell = &seen.profile.files[&RootPath::parse(path.as_bytes()).unwrap()];
-        cell.access[kind::OPEN].values().next().unwrap().clone()
+        cell.access[kind::OPEN].values().next().unwrap().first_use()
     };
     let (parent, child) = (by("/etc/passwd"), by("/usr/lib/a"));
     assert_eq!((parent.pids.len(), child.pids.len()), (1, 2));

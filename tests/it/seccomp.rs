@@ -67,8 +67,8 @@ fn recorded(names: &[&str]) -> Profile {
     };
     let calls = profile.syscalls.entry("x86_64".into()).or_default();
     for name in names {
-        let runs = BTreeMap::from([(Digest::of(b"run"), by.clone())]);
-        let access = Access::from([(kind::CALL.to_owned(), runs)]);
+        let runs = [(Digest::of(b"run"), by.clone().into())].into();
+        let access = Access::from([(kind::CALL.into(), runs)]);
         calls.insert((*name).to_owned(), [(String::new(), access)].into());
     }
     profile

@@ -16,10 +16,11 @@ fn size(small: usize, full: usize) -> usize {
     if std::env::var("SLIM_STORM").is_ok_and(|size| size == "full") { full } else { small }
 }
 
-/// The most memory that slim may take, in KiB: without files, and for each file of the image that is
-/// opened. The goal is 64 MiB for 100,000; docs/long.md says where the rest goes.
-const MEMORY: u64 = 112 * 1024;
-const MEMORY_PER_FILE: u64 = 4;
+/// The most memory that slim may take: in KiB without files, and in bytes for each file of the image
+/// that is opened. The goal is 64 MiB for 100,000. A development build's code is 24 MiB of it, the ring,
+/// mapped twice, 32.
+const MEMORY: u64 = 80 * 1024;
+const MEMORY_PER_FILE: u64 = 512;
 
 /// An image with the probe and `files` empty files, `/srv/many/N/…`.
 struct Place {
@@ -120,7 +121,7 @@ fn a_storm_of_files_is_recorded_whole() {
     let after = place.storm(&[], &text);
     assert!(after.lost_nothing(), "{}", after.summary["losses"]);
     assert_eq!(after.opened(), place.files);
-    let bound = MEMORY + MEMORY_PER_FILE * place.files as u64;
+    let bound = MEMORY + MEMORY_PER_FILE * place.files as u64 / 1024;
     assert!(after.memory <= bound, "{} KiB, more than {bound}", after.memory);
 }
 
