@@ -77,7 +77,7 @@ pub fn doctor(store: Option<&Path>) -> Vec<Check> {
     let scratch = Scratch::new(store);
     let folder = |name: &str| scratch.folder(name);
     let check = Check::of;
-    let probed = record::probe(&folder("record"), runtime::unified().as_deref());
+    let probed = record::probe(&folder("record"));
     let mut checks = vec![Check::of(root())];
     checks.extend(probed.parts.into_iter().map(check));
     let recorders = probed.recorders.into_iter();

@@ -173,7 +173,8 @@ impl Engine {
     }
 }
 
-fn look_up(name: &str) -> Option<PathBuf> {
+/// Where a program is, in PATH or the system's usual folders.
+pub(super) fn look_up(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let own = std::env::split_paths(&path).collect::<Vec<_>>();
     let usual = ["/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);

@@ -34,7 +34,7 @@ mod tenant;
 pub use cell::Cell;
 pub use control::{exec_client, run_client};
 pub use pod::Pod;
-pub use probe::{probe, unified};
+pub use probe::probe;
 pub use ready::parse_ready;
 pub use rootless::{
     enter_user_namespace, leave_user_namespace, rootless_warnings, user_map, without_root,

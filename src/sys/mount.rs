@@ -57,14 +57,6 @@ pub fn in_private<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     })
 }
 
-/// Mounts the file system of tracepoints at `target`. `CONFIG_TRACING`; Linux 4.1.
-pub fn tracefs(target: &Path) -> Result<()> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    failed(rustix::mount::mount("tracefs", target, "tracefs", flags, None), || {
-        format!("mount(\"tracefs\", {target:?}, \"tracefs\")")
-    })
-}
-
 /// The mount namespace that this process was started in, once it has left it.
 static HOST: OnceLock<OwnedFd> = OnceLock::new();
 

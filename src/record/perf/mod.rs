@@ -120,6 +120,17 @@ fn legacy_cgroup(run: &Path) -> io::Result<Option<File>> {
     File::open(dir).map(Some)
 }
 
+/// The root of the hierarchy that perf takes its cgroups from: the one of version 1 that has
+/// `perf_event`, or else that of version 2.
+pub(super) fn hierarchy() -> io::Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let unified = || {
+        let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+        line.split(' ').nth(4).map(PathBuf::from)
+    };
+    legacy_root(&mounts).or_else(unified).ok_or_else(|| io::Error::other("no cgroup hierarchy"))
+}
+
 /// Mount point of the version-1 hierarchy with `perf_event` (proc_pid_mountinfo(5): the point is field
 /// 5, super options come last).
 fn legacy_root(mountinfo: &str) -> Option<PathBuf> {
@@ -275,11 +286,8 @@ impl Control for Steer {
 pub(super) fn check() -> Result<(), RecordError> {
     notify::check()?;
     let no_cgroup = |source| RecordError::NoCgroup { path: "/".into(), source };
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| no_cgroup(Some(e)))?;
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-    let path = line.and_then(|line| line.split(' ').nth(4)).ok_or_else(|| no_cgroup(None))?;
-    let path = legacy_root(&mounts).unwrap_or_else(|| path.into());
-    let cgroup = File::open(&path).map_err(|e| no_cgroup(Some(e)))?;
+    let opened = hierarchy().and_then(File::open);
+    let cgroup = opened.map_err(|e| no_cgroup(Some(e)))?;
     // the root of a hierarchy stands in for a run's cgroup: the same rights, and nothing is left
     open_all(&Start { cgroup: Some(&cgroup), path: Path::new(""), family: &[], filter: None })
         .map(drop)

@@ -4,10 +4,14 @@ mod backends;
 mod files;
 mod settings;
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use crate::model::{Lack, Offer};
-use crate::sys::{mount, probe};
+use crate::record::perf;
+use crate::sys::perf::{PerfEvent, Tracefs, What};
+use crate::sys::{probe, seccomp};
 
 pub use backends::Recorder;
 pub use settings::settings;
@@ -29,8 +33,8 @@ pub struct Probed {
 }
 
 /// Tries the recorders and their parts one by one. `folder` is a scratch folder where the store is to
-/// be, `cgroup` the root of cgroup v2.
-pub fn probe(folder: &Path, cgroup: Option<&Path>) -> Probed {
+/// be.
+pub fn probe(folder: &Path) -> Probed {
     let (fanotify, ignore_marks) = files::probe(folder);
     let parts = vec![
         fanotify,
@@ -40,7 +44,7 @@ pub fn probe(folder: &Path, cgroup: Option<&Path>) -> Probed {
         Offer::new("io_uring", io_uring()),
         Offer::new("cap_capable", cap_capable()),
         Offer::new("bpf_loop", bpf_loop()),
-        Offer::new("perf_events", perf_events(folder, cgroup)),
+        Offer::new("perf_events", perf_events()),
         Offer::new("seccomp_notify", seccomp_notify()),
         Offer::new("pidfd_getfd", pidfd_getfd()),
     ];
@@ -104,50 +108,22 @@ fn bpf_loop() -> Result<String, Lack> {
 }
 
 /// A system-call tracepoint as a perf event of one cgroup, with a filter.
-fn perf_events(folder: &Path, cgroup: Option<&Path>) -> Result<String, Lack> {
-    let lack = |error: &dyn std::error::Error| {
-        let way_out = "run slim as root, with CAP_PERFMON or CAP_SYS_ADMIN, on a kernel with \
-                       CONFIG_FTRACE_SYSCALLS and CONFIG_CGROUP_PERF";
-        Lack::of(error, "no perf recorder", way_out)
+fn perf_events() -> Result<String, Lack> {
+    let tried = || -> std::io::Result<()> {
+        let id = Tracefs::open()?.tracepoint("raw_syscalls/sys_enter")?;
+        let group = File::open(perf::hierarchy()?)?;
+        PerfEvent::open(What::Tracepoint(id), group.as_fd(), 0)?.set_filter("id!=0")
     };
-    let id = tracepoint_id(folder).map_err(|error| lack(&error))?;
-    let group = perf_cgroup(cgroup).and_then(std::fs::File::open).map_err(|error| lack(&error))?;
-    let group = std::os::fd::AsFd::as_fd(&group);
-    probe::perf_tracepoint(id, group, c"id != 0").map_err(|error| lack(&error))?;
-    Ok("raw_syscalls:sys_enter opens for a cgroup and takes a filter".to_owned())
-}
-
-/// The hierarchy of version 1 that has perf_event, or else that of version 2.
-fn perf_cgroup(unified: Option<&Path>) -> std::io::Result<std::path::PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let legacy = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| {
-        fields.get(2) == Some(&"cgroup")
-            && fields.get(3).is_some_and(|o| o.split(',').any(|o| o == "perf_event"))
-    });
-    let legacy = legacy.and_then(|fields| fields.get(1).map(Into::into));
-    legacy.or(unified.map(Into::into)).ok_or_else(|| std::io::Error::other("no cgroup hierarchy"))
-}
-
-/// The id of `raw_syscalls:sys_enter`, from tracefs: where it is mounted, or else mounted out of sight.
-fn tracepoint_id(folder: &Path) -> std::io::Result<u64> {
-    let read = |root: &Path| {
-        let text = std::fs::read_to_string(root.join("events/raw_syscalls/sys_enter/id"))?;
-        text.trim().parse().map_err(std::io::Error::other)
-    };
-    let usual = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-    if let Some(id) = usual.iter().find_map(|root| read(Path::new(root)).ok()) {
-        return Ok(id);
-    }
-    let told = |error: mount::MountError| {
-        std::io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
-    };
-    let work = || mount::tracefs(folder).map_err(told).and_then(|()| read(folder));
-    mount::in_private(work).map_err(told)?
+    let way_out = "run slim as root, with CAP_PERFMON or CAP_SYS_ADMIN, on a kernel with \
+                   CONFIG_FTRACE_SYSCALLS and CONFIG_CGROUP_PERF";
+    tried()
+        .map(|()| "raw_syscalls:sys_enter opens for a cgroup and takes a filter".to_owned())
+        .map_err(|error| Lack::of(&error, "no perf recorder", way_out))
 }
 
 fn seccomp_notify() -> Result<String, Lack> {
     let way_out = "use Linux 5.5 or newer, built with CONFIG_SECCOMP_FILTER";
-    probe::seccomp_notification()
+    seccomp::try_notification()
         .map(|()| "a call was notified and let go on".to_owned())
         .map_err(|error| Lack::of(&error, "no recording by seccomp notification", way_out))
 }

@@ -1,21 +1,13 @@
 //! Runtimes and engines: whether each is installed, and whether it answers.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::model::{Lack, Offer};
-
-/// Where `program` is, in PATH or the system's usual folders.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = std::env::split_paths(&path).collect::<Vec<_>>();
-    let usual = ["/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
-    own.into_iter().chain(usual).map(|dir| dir.join(program)).find(|path| path.is_file())
-}
+use crate::runtime::engine::look_up;
 
 /// The first line that `program` prints, or the last thing it complained about.
 fn first_line(program: &str, args: &[&str]) -> Result<String, String> {
-    let path = find(program).ok_or("not installed")?;
+    let path = look_up(program).ok_or("not installed")?;
     let output = Command::new(path).args(args).stdin(Stdio::null()).output();
     let output = output.map_err(|error| error.to_string())?;
     let lines = |bytes: &[u8]| {

@@ -7,13 +7,9 @@ use crate::model::{Lack, Offer};
 use crate::runtime::cgroup::Hierarchies;
 use crate::sys::probe;
 
-pub(super) fn hierarchies() -> Hierarchies {
-    Hierarchies::read().unwrap_or_default()
-}
-
 /// The offer `cgroup2`: a group is made in the hierarchy of version 2 and removed again.
 pub(super) fn probe() -> Offer {
-    let found = hierarchies();
+    let found = Hierarchies::read().unwrap_or_default();
     let costs =
         "nothing can be recorded: the processes of a run are told from others by their cgroup";
     let Some(root) = &found.unified else {

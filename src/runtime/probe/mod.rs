@@ -3,7 +3,7 @@
 mod engines;
 mod groups;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sched::CloneFlags;
 
@@ -27,11 +27,6 @@ pub fn probe(folder: &Path) -> Vec<Offer> {
         engines::docker(),
         engines::podman(),
     ]
-}
-
-/// Where cgroup v2 is mounted, if it is.
-pub fn unified() -> Option<PathBuf> {
-    groups::hierarchies().unified
 }
 
 /// An overlay of the store's own folders, as a container's root is made.
