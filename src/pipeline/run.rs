@@ -27,24 +27,7 @@ pub(super) fn run(
         return Err(PipelineError::Interrupted);
     }
     let cell = Cell::enter()?;
-    let (backend, instead) = backend(input.spec.recorder)?;
-    let mut bystanders = None;
-    let recorder = match backend {
-        None => None,
-        Some(backend) => {
-            let cgroup = cell.cgroup().map(Path::to_owned);
-            if cgroup.is_none() && backend != Backend::Notify {
-                return Err(needs_cgroup(backend));
-            }
-            let fanotify = cgroup.is_some();
-            let filter = input.seccomp.1.clone();
-            let spec = RecorderSpec { cgroup, backend, fanotify, filter };
-            let before = ns_per_call();
-            let recorder = Recorder::start(spec)?;
-            bystanders = Some(Bystanders { before, during: ns_per_call() });
-            Some(Arc::new(recorder))
-        }
-    };
+    let Attached { recorder, backend, instead, bystanders } = Attached::start(input, &cell)?;
     let observer: Arc<dyn Observer> = match &recorder {
         Some(recorder) => Arc::new(Recorded(Arc::clone(recorder))),
         None => Arc::new(Unwatched),
@@ -100,22 +83,53 @@ pub(super) fn run(
     Ok(outcome)
 }
 
-/// What records, and what is to be said about it.
-fn backend(choice: RecorderChoice) -> Result<(Option<Backend>, Option<String>), PipelineError> {
-    Ok(match choice {
-        RecorderChoice::None => (None, None),
-        RecorderChoice::Backend(backend) => (Some(backend), None),
-        RecorderChoice::Auto if runtime::without_root() => {
-            Backend::Notify.check()?;
-            let why = "recording with notify: the other recorders are root's";
-            (Some(Backend::Notify), Some(why.to_owned()))
+/// What records a run.
+#[derive(Default)]
+struct Attached {
+    recorder: Option<Arc<Recorder>>,
+    backend: Option<Backend>,
+    /// Why it is not the best one.
+    instead: Option<String>,
+    bystanders: Option<Bystanders>,
+}
+
+impl Attached {
+    /// Starts what the user chose.
+    fn start(input: &RunInput<'_>, cell: &Cell) -> Result<Self, PipelineError> {
+        let cgroup = cell.cgroup().map(Path::to_owned);
+        let filter = input.seccomp.1.clone();
+        let (backend, mut instead) = match input.spec.recorder {
+            RecorderChoice::None => return Ok(Self::default()),
+            RecorderChoice::Backend(backend) => (Some(backend), None),
+            RecorderChoice::Auto if runtime::without_root() => {
+                let why = "recording with notify: the other recorders are root's";
+                (Some(Backend::Notify), Some(why.to_owned()))
+            }
+            RecorderChoice::Auto => (None, None),
+        };
+        if cgroup.is_none()
+            && let Some(backend @ (Backend::Bpf | Backend::Perf)) = backend
+        {
+            return Err(needs_cgroup(backend));
         }
-        RecorderChoice::Auto => {
-            let (backend, why) = Backend::choose()?;
-            let told = why.map(|why| format!("recording with {backend}: {why}"));
-            (Some(backend), told)
-        }
-    })
+        let fanotify = cgroup.is_some();
+        let spec = |backend| RecorderSpec { cgroup, backend, fanotify, filter };
+        let before = ns_per_call();
+        let (recorder, backend) = match backend {
+            Some(backend) => (Recorder::start(spec(backend))?, backend),
+            None => {
+                let (recorder, backend, why) = Recorder::start_best(&spec(Backend::Bpf))?;
+                instead = why.map(|why| format!("recording with {backend}: {why}"));
+                (recorder, backend)
+            }
+        };
+        Ok(Self {
+            recorder: Some(Arc::new(recorder)),
+            backend: Some(backend),
+            instead,
+            bystanders: Some(Bystanders { before, during: ns_per_call() }),
+        })
+    }
 }
 
 /// For the run record: the ids that there were, and what the recorder could not see.

@@ -113,21 +113,26 @@ impl Backend {
         }
     }
 
-    /// The best backend that works here: bpf, else perf, else notify; and why not a better one.
+    /// The best backend that `attempt` lets work: bpf, else perf, else notify; what came of it, and why
+    /// not a better one.
     ///
     /// # Errors
     /// Why bpf cannot be had, where none can.
-    pub fn choose() -> Result<(Self, Option<String>), RecordError> {
-        let Err(first) = Self::Bpf.check() else { return Ok((Self::Bpf, None)) };
-        let mut why = super::chain(&first);
-        for backend in [Self::Perf, Self::Notify] {
-            match backend.check() {
-                Ok(()) => return Ok((backend, Some(why))),
-                Err(error) => why = format!("{why}; {}", super::chain(&error)),
-            }
+    pub(super) fn best<T>(
+        mut attempt: impl FnMut(Self) -> Result<T, RecordError>,
+    ) -> Result<(Self, T, Option<String>), RecordError> {
+        let (mut first, mut why) = (None, None::<String>);
+        for backend in Self::ALL {
+            let error = match attempt(backend) {
+                Ok(found) => return Ok((backend, found, why)),
+                Err(error) => error,
+            };
+            let told = super::chain(&error);
+            why = Some(why.map_or_else(|| told.clone(), |why| format!("{why}; {told}")));
+            first.get_or_insert(error);
         }
         tracing::debug!(why, "no backend works");
-        Err(first)
+        Err(first.expect("there are backends"))
     }
 }
 

@@ -174,6 +174,16 @@ impl Recorder {
         Self::start_with(spec, group, (RING_BYTES, TASKS))
     }
 
+    /// As [`Self::start`], with the best backend that works here, whatever `spec` names; which, and why
+    /// not a better one.
+    ///
+    /// # Errors
+    /// Why the best one cannot be had, where none can.
+    pub fn start_best(spec: &RecorderSpec) -> Result<(Self, Backend, Option<String>), RecordError> {
+        let start = |backend| Self::start(RecorderSpec { backend, ..spec.clone() });
+        Backend::best(start).map(|(backend, recorder, why)| (recorder, backend, why))
+    }
+
     /// As [`Self::start`], with the kernel's default bound on the fanotify queue: for tests of what
     /// an overflow does.
     #[doc(hidden)]

@@ -57,6 +57,7 @@ impl Shared {
 
 /// Opens and enables the events for the run's cgroup on every processor.
 pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
+    notify::check()?;
     let hub = Hub::new(None)?;
     let (cpus, rings, told) = open_all(start)?;
     let shared =

@@ -16,21 +16,27 @@ const PARTS: [(Backend, &str, &str); 2] = [
     (Backend::Bpf, "cap_capable", "uses of capabilities, where they happen"),
 ];
 
-/// Every recorder, best first, tried; `offers` are the parts that were tried before.
-pub(super) fn recorders(offers: &[Offer]) -> Vec<Recorder> {
-    let recorder = |backend: Backend| {
-        let found = backend.check().map(|()| works(backend));
-        let found = found.map_err(|error| lack(&error, backend));
-        Recorder { offer: Offer::new(backend.name(), found), blind: blind(backend, offers) }
+/// Every recorder, best first, each tried once, and what `--recorder auto` picks: the offer `recorder`.
+/// `offers` are the parts that were tried before.
+pub(super) fn recorders(offers: &[Offer]) -> (Vec<Recorder>, Offer) {
+    let tried = Backend::ALL.map(|backend| (backend, backend.check()));
+    let recorder = |(backend, found): &(Backend, Result<(), RecordError>)| {
+        let found = match found {
+            Ok(()) => Ok(works(*backend)),
+            Err(error) => Err(lack(error, *backend)),
+        };
+        Recorder { offer: Offer::new(backend.name(), found), blind: blind(*backend, offers) }
     };
-    Backend::ALL.into_iter().map(recorder).collect()
+    let recorders = tried.iter().map(recorder).collect();
+    // asked in the same order
+    let mut found = tried.into_iter().map(|(_, found)| found);
+    (recorders, auto(Backend::best(|_| found.next().unwrap_or(Ok(())))))
 }
 
-/// What `--recorder auto` picks: the offer `recorder`.
-pub(super) fn auto() -> Offer {
-    let found = match Backend::choose() {
-        Ok((backend, None)) => Ok(backend.name().to_owned()),
-        Ok((backend, Some(why))) => Ok(format!("{backend}, because {why}")),
+fn auto(best: Result<(Backend, (), Option<String>), RecordError>) -> Offer {
+    let found = match best {
+        Ok((backend, (), None)) => Ok(backend.name().to_owned()),
+        Ok((backend, (), Some(why))) => Ok(format!("{backend}, because {why}")),
         Err(error) => {
             let costs = "images can be run and measured with --recorder none only";
             Err(split(&error, costs))

@@ -48,8 +48,8 @@ pub fn probe(folder: &Path) -> Probed {
         Offer::new("seccomp_notify", seccomp_notify()),
         Offer::new("pidfd_getfd", pidfd_getfd()),
     ];
-    let recorders = backends::recorders(&parts);
-    Probed { parts, recorders, auto: backends::auto() }
+    let (recorders, auto) = backends::recorders(&parts);
+    Probed { parts, recorders, auto }
 }
 
 fn btf() -> Result<String, Lack> {
