@@ -244,11 +244,24 @@ impl PathCall {
     }
 }
 
-impl PathCall {
-    /// Whether the call changes what is mounted where.
-    pub fn changes_mounts(&self) -> bool {
-        matches!(self.name, "mount" | "umount" | "umount2" | "move_mount" | "pivot_root")
-    }
+/// The architecture behind an event's number for it.
+pub fn arch_of(number: u8) -> Option<Arch> {
+    if number == 0 { Some(Arch::NATIVE) } else { Arch::NATIVE.compat() }
+}
+
+/// The name of an event's call.
+pub fn name_of(arch: u8, number: u32) -> Option<&'static str> {
+    arch_of(arch)?.call_name(number)
+}
+
+/// Whether the call `name` changes what is mounted where.
+pub fn changes_mounts(name: &str) -> bool {
+    matches!(name, "mount" | "umount" | "umount2" | "move_mount" | "pivot_root")
+}
+
+/// Whether `number` is one of the native calls that execute a program.
+pub fn is_exec(number: u32) -> bool {
+    matches!(Arch::NATIVE.call_name(number), Some("execve" | "execveat"))
 }
 
 /// `enum what` of the BPF source: what else there is to see when a call ends.
@@ -262,7 +275,7 @@ fn what(name: &str) -> u8 {
         "socketcall" => 6,
         "mmap" | "mmap2" => 7,
         "clone3" => 8,
-        "mount" | "umount" | "umount2" | "move_mount" | "pivot_root" => 9,
+        name if changes_mounts(name) => 9,
         _ => 0,
     }
 }
@@ -354,6 +367,20 @@ mod tests {
             .map(|c| c.name)
             .chain(VALUES.iter().map(|v| v.0))
             .filter(|n| !known(n))
+            .collect();
+        assert_eq!(odd, [""; 0]);
+    }
+
+    #[test]
+    fn what_takes_a_path_is_notified_beside_perf() {
+        use crate::seccomp::Watch;
+        // those that send are notified by what they send to, or by filters of slim's own alone; all of
+        // the other architecture is notified
+        let otherwise = ["sendto", "sendmsg", "sendmmsg", "socketcall"];
+        let odd: Vec<_> = PATH_CALLS
+            .iter()
+            .map(|call| call.name)
+            .filter(|name| !otherwise.contains(name) && !Watch::Paths.names_call(name))
             .collect();
         assert_eq!(odd, [""; 0]);
     }

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Recording;
-use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op, PathCall};
+use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op};
 use super::gather::{AddressUse, By, CallUse, FileUse, How, PathUse, Users, libc_errno as errno};
 use super::mounts::{MountTable, Mounts, Place};
 use super::network::{self, Address};
 use crate::model::profile::{FileCell, RunId, Startup, Touch, kind, note};
-use crate::model::{Arch, NodeKind, Phase, Profile, Resolved, RootPath, Tree};
+use crate::model::{NodeKind, Phase, Profile, Resolved, RootPath, Tree};
 
 /// Kind of access of a failed lookup on another mount; [`Profile::missing`] is the overlay's.
 const MISSING: &str = "missing";
@@ -76,13 +76,8 @@ fn each<T>(all: Vec<T>, pick: impl Fn(&T) -> bool, mut done: impl FnMut(&T)) -> 
     others
 }
 
-/// The architecture behind an event's number for it.
-pub fn arch_of(number: u8) -> Option<Arch> {
-    if number == 0 { Some(Arch::NATIVE) } else { Arch::NATIVE.compat() }
-}
-
 fn op_of(used: &PathUse) -> Option<&'static calls::PathCall> {
-    let call = calls::path_call(arch_of(used.arch)?.call_name(used.number)?)?;
+    let call = calls::path_call(calls::name_of(used.arch, used.number)?)?;
     call.is_path(used.which, used.flags).then_some(call)
 }
 
@@ -211,7 +206,7 @@ impl Fold<'_> {
         // a call that changes the mounts found its paths by those before
         let time = used.by.time;
         let mounts = self.mounts.get(&used.mnt_ns);
-        let table = match op_of(used).is_some_and(PathCall::changes_mounts) {
+        let table = match op_of(used).is_some_and(|call| calls::changes_mounts(call.name)) {
             true => mounts.and_then(|m| m.before(time)),
             false => mounts.and_then(|m| m.at(time)),
         };
@@ -278,7 +273,7 @@ impl Fold<'_> {
     }
 
     fn call(&mut self, used: &CallUse) {
-        let Some(arch) = arch_of(used.arch) else { return };
+        let Some(arch) = calls::arch_of(used.arch) else { return };
         let Some(name) = arch.call_name(used.number) else { return };
         let calls = self.profile.syscalls.entry(arch.name().to_owned()).or_default();
         let cells = calls.entry(name.to_owned()).or_default();
@@ -297,7 +292,7 @@ impl Fold<'_> {
     }
 
     fn address(&mut self, used: &AddressUse) {
-        let name = arch_of(used.arch).and_then(|arch| arch.call_name(used.number));
+        let name = calls::name_of(used.arch, used.number);
         let Some(Address { text, what }) = name.and_then(|name| network::address(name, used))
         else {
             return;

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::calls::{changes_mounts, name_of};
 use super::event::{
     BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, OTHERS, ROOT_ON_OVERLAY, path_of, text,
 };
@@ -257,8 +258,8 @@ pub struct Gathered {
 }
 
 impl Gathered {
-    /// Takes in one event of the BPF side. `is_mount` says whether a call changes mounts.
-    pub fn apply(&mut self, event: Event, is_mount: impl Fn(u8, u32) -> bool) {
+    /// Takes in one event of the backend.
+    pub fn apply(&mut self, event: Event) {
         match event.kind {
             EventKind::Sight => self.start(&event),
             EventKind::Fork => self.fork(&event),
@@ -274,7 +275,8 @@ impl Gathered {
                 self.call(&event);
             }
             EventKind::Path => {
-                if event.result == 0 && is_mount(event.arch, event.number) {
+                let name = name_of(event.arch, event.number);
+                if event.result == 0 && name.is_some_and(changes_mounts) {
                     self.look_at(&event);
                 }
                 self.path(event);

@@ -414,8 +414,8 @@ impl Shared {
 impl Recording {
     /// Adds this run to `profile`, resolving paths against the image's `tree`.
     ///
-    /// The notes are freed on the way. What the runtime did before the entrypoint's exec has the phase `runtime`, and only where
-    /// nobody else used the same thing in the same way.
+    /// The notes are freed on the way. What the runtime did before the entrypoint's exec has the phase
+    /// `runtime`, and only where nobody else used the same thing in the same way.
     pub fn fold(self, profile: &mut Profile, tree: &Tree, run: &RunRecord) {
         fold::fold(self, profile, tree, run.id());
         crate::sys::memory::give_back();
@@ -459,10 +459,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// No loss: the BPF side forgets what it reported when its table is full, and reports it again.
 fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) -> Vec<Loss> {
-    let unknown = gathered.calls.iter().filter(|c| {
-        let arch = fold::arch_of(c.arch);
-        c.number < 0x7fff_0000 && arch.and_then(|a| a.call_name(c.number)).is_none()
-    });
+    let nameless = |c: &&CallUse| calls::name_of(c.arch, c.number).is_none();
+    let unknown = gathered.calls.iter().filter(|c| c.number < 0x7fff_0000).filter(nameless);
     let unknown: HashSet<_> = unknown.map(|c| (c.arch, c.number)).collect();
     let unseen = if reader.group.is_none() { opens_unseen(gathered) } else { 0 };
     let counted = [
@@ -489,9 +487,10 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
 /// Calls that name no path and may have opened any file, each once.
 fn opens_unseen(gathered: &Gathered) -> u64 {
     const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
-    let name = |call: &CallUse| fold::arch_of(call.arch)?.call_name(call.number);
     let made = |call: &&CallUse| call.refused.is_none() && call.value.is_none();
-    let named = |call: &&CallUse| name(call).is_some_and(|name| CALLS.contains(&name));
+    let named = |call: &&CallUse| {
+        calls::name_of(call.arch, call.number).is_some_and(|name| CALLS.contains(&name))
+    };
     gathered.calls.iter().filter(made).filter(named).count() as u64
 }
 

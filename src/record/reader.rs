@@ -13,7 +13,6 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::stat::FileStat;
 
 use super::Shared;
-use super::fold::arch_of;
 use super::gather::{By, Gathered, How, Owner, now};
 use super::source::Source;
 use crate::model::{Phase, RootPath};
@@ -102,7 +101,7 @@ impl Reader {
 
     fn drain_source(&mut self) {
         let gathered = &mut self.gathered;
-        self.nonsense += self.source.drain(&mut |event| gathered.apply(event, is_mount));
+        self.nonsense += self.source.drain(&mut |event| gathered.apply(event));
         for (namespace, pid) in std::mem::take(&mut gathered.look_at) {
             let time = now(); // what is mounted during the read may stand in the text or not
             if let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) {
@@ -150,7 +149,7 @@ impl Reader {
                 Owner::Unknown if !self.is_outside(what.pid) => {
                     let named = self.source.identify(what.pid);
                     if !named.is_empty() {
-                        named.into_iter().for_each(|event| self.gathered.apply(event, is_mount));
+                        named.into_iter().for_each(|event| self.gathered.apply(event));
                         continue;
                     }
                     std::thread::sleep(Duration::from_millis(1));
@@ -222,12 +221,6 @@ impl Reader {
         let bound = stripped.as_deref().and_then(through).or_else(|| through(&name));
         bound.or(stripped).or(Some(name))
     }
-}
-
-/// Whether a call changes what is mounted where.
-fn is_mount(arch: u8, number: u32) -> bool {
-    let name = arch_of(arch).and_then(|arch| arch.call_name(number));
-    matches!(name, Some("mount" | "move_mount" | "umount" | "umount2" | "pivot_root"))
 }
 
 /// Files with several names stay audible: with the overlay's `index=on` the second name would be

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::super::calls::{VALUES, argument};
+use super::super::calls::{VALUES, argument, is_exec};
 use super::super::event::{ENTERED, Event, EventKind};
 use super::super::gather::{MAIN, PHASES, UNRECORDED, phase_number};
 use super::super::notify::Hub;
@@ -247,10 +247,6 @@ fn value(number: u32, args: &[u64; 6]) -> Option<u64> {
         return None;
     }
     argument(*index, args)
-}
-
-fn is_exec(number: u32) -> bool {
-    matches!(Arch::NATIVE.call_name(number), Some("execve" | "execveat"))
 }
 
 /// A tracepoint's filter that leaves these numbers out.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::super::calls::{self, PathCall};
+use super::super::calls::{self, PathCall, is_exec};
 use super::super::event::{ENTERED, EXE_ON_OVERLAY, Event, EventKind};
 use super::super::gather::{MAIN, UNRECORDED, libc_errno as errno};
 use super::super::kernel_device;
@@ -130,7 +130,7 @@ fn plan(name: &str) -> Plan {
     let special = match name {
         "exit" => Special::Exit,
         "exit_group" => Special::ExitGroup,
-        "mount" | "move_mount" | "umount" | "umount2" | "pivot_root" => Special::Mounts,
+        name if calls::changes_mounts(name) => Special::Mounts,
         "io_uring_setup" => Special::Ring,
         "unshare" | "setns" | "chroot" => Special::Changes,
         name if name.starts_with("setuid") || name.starts_with("setre") => Special::Changes,
@@ -353,10 +353,6 @@ impl Server<'_> {
     fn first(&self, key: &impl Hash) -> bool {
         lock(&self.hub.reported).insert(hash(key))
     }
-}
-
-fn is_exec(number: u32) -> bool {
-    matches!(Arch::NATIVE.call_name(number), Some("execve" | "execveat"))
 }
 
 fn hash(key: &impl Hash) -> u64 {
