@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::model::chain;
 use crate::pipeline::{PipelineError, exit};
 
 /// Watch a container do its real work and keep only that
@@ -106,17 +107,7 @@ fn fail(error: &PipelineError) -> u8 {
 }
 
 fn complain(error: &dyn std::error::Error) {
-    let mut text = format!("slim: {error}");
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let said = inner.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = inner.source();
-    }
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "slim: {}", chain(error));
 }
 
 /// Prints a line to stdout; a reader that went away is no error of ours.

@@ -4,6 +4,7 @@
 //! decisions to `keep` and `seccomp`.
 
 mod digest;
+mod error;
 mod image;
 mod keep;
 mod merge;
@@ -17,6 +18,7 @@ mod syscall;
 mod tree;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};
+pub use error::chain;
 pub use image::{ExposedPort, Healthcheck, ImageConfig};
 pub use keep::{KeepSet, Policy, Reason};
 pub use merge::MergeError;

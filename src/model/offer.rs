@@ -40,15 +40,6 @@ impl Lack {
 
     /// The same for a failed call: the error's causes are told too.
     pub fn of(error: &dyn std::error::Error, costs: &str, way_out: &str) -> Self {
-        let mut text = error.to_string();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            let said = cause.to_string();
-            if !text.contains(&said) {
-                text = format!("{text}: {said}");
-            }
-            next = cause.source();
-        }
-        Self::new(text, costs, way_out)
+        Self::new(super::chain(error), costs, way_out)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::keep::{self, Finding, verify_dynamic, verify_static};
-use crate::model::{KeepSet, Profile, Tree};
+use crate::model::{KeepSet, Profile, Tree, chain};
 use crate::oci::Image;
 use crate::rootfs::{self, Store};
 use crate::seccomp;
@@ -156,17 +156,6 @@ fn other_outcomes(original: &[Outcomes], slim: &Outcomes) -> Vec<Finding> {
 
 fn finding(subject: &str, what: String) -> Finding {
     Finding { check: "dynamic", subject: subject.to_owned(), what, by: None }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// `slim verify`, checked and ready to run.

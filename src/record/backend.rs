@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{RecordError, bpf, notify, perf};
+use crate::model::chain;
 
 /// What tells a recorder of calls and paths beside fanotify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,7 +128,7 @@ impl Backend {
                 Ok(found) => return Ok((backend, found, why)),
                 Err(error) => error,
             };
-            let told = super::chain(&error);
+            let told = chain(&error);
             why = Some(why.map_or_else(|| told.clone(), |why| format!("{why}; {told}")));
             first.get_or_insert(error);
         }

@@ -511,17 +511,6 @@ fn open_cgroup(path: &Path) -> Result<std::fs::File, RecordError> {
     std::fs::File::open(path).map_err(|error| no_cgroup(Some(error)))
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
-}
-
 /// `st_dev` as the kernel keeps it in `s_dev`.
 fn kernel_device(device: u64) -> u32 {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));

@@ -25,6 +25,7 @@ use serde_json::Value;
 
 use super::cgroup::Hierarchies;
 use super::tenant;
+use crate::model::chain;
 use crate::seccomp::Watch;
 use crate::sys::devices::{self, DeviceKind, DeviceRule};
 use crate::sys::{mount, process, signals, userns};
@@ -181,17 +182,13 @@ fn hide(points: &[PathBuf]) -> Result<(), String> {
         true => mount::tmpfs(point),
         false => mount::detach(point),
     };
-    points.iter().try_for_each(|point| away(point).map_err(told))
-}
-
-fn told(error: mount::MountError) -> String {
-    format!("{error}: {}", error.source)
+    points.iter().try_for_each(|point| away(point).map_err(|error| chain(&error)))
 }
 
 fn own_mounts() -> Result<(), String> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
         .map_err(|error| format!("unshare(CLONE_NEWNS): {error}"))?;
-    mount::make_all_private().map_err(told)
+    mount::make_all_private().map_err(|error| chain(&error))
 }
 
 fn become_program(argv: &[OsString], env: &[String]) -> String {
@@ -270,20 +267,6 @@ fn device_rule(rule: &Value) -> DeviceRule {
         minor: number("minor"),
         access: access.map(|(_, bit)| bit).sum(),
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Executes the container's command as runc does; libcontainer's own executor demands a PATH and an
