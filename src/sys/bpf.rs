@@ -61,16 +61,6 @@ pub struct Config {
 // SAFETY: a plain C struct of integers whose fields leave no gap.
 unsafe impl aya::Pod for Config {}
 
-/// What the kernel counts of a program; times only while `kernel.bpf_stats_enabled` is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Runs {
-    pub name: &'static str,
-    pub nanos: u64,
-    pub runs: u64,
-    /// Times that the program was left out because it was running on that processor already.
-    pub missed: u64,
-}
-
 /// Why the object could not be loaded or a map not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -146,25 +136,20 @@ impl Bpf {
         Ok(())
     }
 
-    /// Whether a part that not every kernel has is at work: `slim_capable` or `slim_uring`.
-    pub fn has(&self, name: &str) -> bool {
-        self.parts.iter().any(|part| part.name.starts_with(name))
-    }
-
     fn program(&mut self, name: &'static str) -> Result<&mut BtfTracePoint, BpfError> {
         let program = self.ebpf.program_mut(name).ok_or(BpfError::Absent(name))?;
         program.try_into().map_err(|source| BpfError::Program { name, source })
     }
 
-    /// What the kernel counted of each program so far.
-    pub fn runs(&mut self) -> Result<Vec<Runs>, BpfError> {
+    /// Times that a program was left out so far because it was running on that processor already.
+    pub fn missed(&mut self) -> Result<u64, BpfError> {
         let names: Vec<_> = self.parts.iter().map(|part| part.name).collect();
         let read = |name| {
             let program = self.program(name)?;
             let fd = program.fd().map_err(|source| BpfError::Program { name, source })?;
-            counts(name, fd.as_fd()).map_err(|source| BpfError::Counts { name, source })
+            missed(fd.as_fd()).map_err(|source| BpfError::Counts { name, source })
         };
-        names.into_iter().map(read).collect()
+        names.into_iter().map(read).sum()
     }
 
     /// The ring of events; once.
@@ -277,10 +262,10 @@ fn process_ids() -> u32 {
     }
 }
 
-/// `BPF_OBJ_GET_INFO_BY_FD` (bpf(2)): run time and count since Linux 5.1, misses since 5.12.
-fn counts(name: &'static str, program: BorrowedFd<'_>) -> Result<Runs, std::io::Error> {
+/// `BPF_OBJ_GET_INFO_BY_FD` (bpf(2)); the count is there since Linux 5.12.
+fn missed(program: BorrowedFd<'_>) -> Result<u64, std::io::Error> {
     const GET_INFO: libc::c_long = 15;
-    // `struct bpf_prog_info`, whose run_time_ns, run_cnt and recursion_misses lie at 192
+    // `struct bpf_prog_info`, whose recursion_misses lies at 208
     let mut info = [0u64; 32];
     #[repr(C)]
     struct Attr {
@@ -300,7 +285,7 @@ fn counts(name: &'static str, program: BorrowedFd<'_>) -> Result<Runs, std::io::
     if rc != 0 {
         return Err(std::io::Error::last_os_error());
     }
-    Ok(Runs { name, nanos: info[24], runs: info[25], missed: info[26] })
+    Ok(info[26])
 }
 
 /// A verifier's log has megabytes; its last lines say what it did not like.

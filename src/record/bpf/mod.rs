@@ -100,7 +100,7 @@ impl Control for Steer {
 
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
         let [ring_full, map_full, string_fault, string_cut, left, mounts] = self.bpf.losses()?;
-        let missed = self.bpf.runs()?.iter().map(|program| program.missed).sum();
+        let missed = self.bpf.missed()?;
         Ok(vec![
             ("ring_full", ring_full, "events found the ring full"),
             ("map_full", map_full, "tasks found the table of tasks full"),

@@ -102,7 +102,6 @@ struct socket { short type; struct sock *sk; } CORE;
 
 #define TS_COMPAT 2
 #define AT_FDCWD (-100)
-#define EBADF 9
 #define EFAULT 14
 #define CALLS 1024
 #define CLASSES 4
