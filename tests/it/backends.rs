@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::losses::kinds;
 use crate::main_job::{NEEDS, Place};
 use crate::support::{Need, SERVICE, have, json};
 
@@ -110,10 +111,8 @@ fn runc_and_crun_hand_over_their_listeners() {
             let (got, said) = place.trace(&args, script);
             assert_eq!(got, code, "{runtime} {backend}: {said}");
             let summary = json(&place.out("summary.json"));
-            let losses = summary["losses"].as_array().unwrap();
-            let kinds: Vec<_> = losses.iter().map(|loss| loss["kind"].as_str().unwrap()).collect();
             let want: &[&str] = if code == 0 { &[] } else { &["calls_not_notified"] };
-            assert_eq!(kinds, want, "{runtime} {backend}");
+            assert_eq!(kinds(&summary), want, "{runtime} {backend}");
             let [files, ..] = seen(&place);
             for path in ["/srv/data/statted", "/srv/link", "/srv/data/used", "/etc/app.conf"] {
                 assert!(files.contains(path), "{runtime} {backend}: {path} is not in {files:?}");

@@ -142,32 +142,26 @@ fn a_storm_while_nobody_reads_is_recorded_or_marked() {
     }
 }
 
-#[test]
-fn a_storm_of_short_lived_processes_is_recorded_or_marked() {
+/// A storm that the probe makes without files.
+fn recorded_or_marked(args: &[&str], storm: &str) {
     if !ready() {
         return;
     }
-    let after =
-        Place::new(0).storm(&[], &format!("$SLIM_EXEC probe processes {}", size(1000, 20_000)));
+    let after = Place::new(0).storm(args, &format!("$SLIM_EXEC probe {storm}"));
     assert!(after.last() || !after.lost_nothing(), "{}", after.summary);
+}
+
+#[test]
+fn a_storm_of_short_lived_processes_is_recorded_or_marked() {
+    recorded_or_marked(&[], &format!("processes {}", size(1000, 20_000)));
 }
 
 #[test]
 fn a_storm_of_threads_is_recorded_or_marked() {
-    if !ready() {
-        return;
-    }
-    let after =
-        Place::new(0).storm(&[], &format!("$SLIM_EXEC probe threads {}", size(500, 10_000)));
-    assert!(after.last() || !after.lost_nothing(), "{}", after.summary);
+    recorded_or_marked(&[], &format!("threads {}", size(500, 10_000)));
 }
 
 #[test]
 fn a_fork_bomb_under_a_limit_is_recorded_or_marked() {
-    if !ready() {
-        return;
-    }
-    let after = Place::new(0)
-        .storm(&["--pids-limit", "200"], &format!("$SLIM_EXEC probe bomb {}", size(2000, 50_000)));
-    assert!(after.last() || !after.lost_nothing(), "{}", after.summary);
+    recorded_or_marked(&["--pids-limit", "200"], &format!("bomb {}", size(2000, 50_000)));
 }
