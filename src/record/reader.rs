@@ -17,6 +17,7 @@ use super::gather::{By, Gathered, How, Owner, now};
 use super::source::Source;
 use crate::model::{Phase, RootPath};
 use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};
+use crate::sys::process;
 
 /// What the thread works on; locked by whoever drains.
 pub struct Reader {
@@ -167,9 +168,8 @@ impl Reader {
         if pid == std::process::id() {
             return true;
         }
-        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let path = text.lines().find_map(|line| line.strip_prefix("0::"));
-        path.is_some_and(|path| !path.split('/').any(|name| name == self.cgroup_name))
+        process::cgroup_of(pid)
+            .is_some_and(|path| !path.split('/').any(|name| name == self.cgroup_name))
     }
 
     /// Notes an open; the file's path.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Observer;
-use crate::sys::passing;
+use crate::sys::{passing, process};
 
 /// The listening end, in a thread of its own until dropped.
 pub(super) struct Doorman {
@@ -79,8 +79,7 @@ fn take(peer: &UnixStream, cgroup: Option<&Path>, observer: &dyn Observer) -> io
 
 /// The leaf below `cgroup` in which a process is, by /proc.
 fn leaf_of(pid: i32, cgroup: &Path) -> Option<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+    let path = process::cgroup_of(u32::try_from(pid).ok()?)?;
     let run = cgroup.file_name()?.to_str()?;
     let mut names = path.split('/').skip_while(|name| *name != run);
     names.next()?;

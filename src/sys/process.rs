@@ -55,6 +55,13 @@ pub fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     }
 }
 
+/// The cgroup of a process in the hierarchy of version 2, as its path is in slim's cgroup namespace
+/// (cgroups(7), `/proc/PID/cgroup`); `None` if the process is gone.
+pub fn cgroup_of(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
 /// Takes over a descriptor that this process inherited under a known number; close-on-exec from
 /// here on. Call it once per number, first thing in the process that inherited it.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {

@@ -26,6 +26,7 @@ use super::source::{Control, Ends, Lost, Source, Start};
 use super::{RecordError, lock};
 use crate::model::Phase;
 use crate::seccomp::{Judge, Watch};
+use crate::sys::process;
 use crate::sys::seccomp::{self, Listener};
 
 /// What the threads of the listeners, the source and the control share.
@@ -116,8 +117,7 @@ impl Hub {
 
     /// The role of a process by its cgroup; `None` if it is gone or in no leaf.
     pub(super) fn role_by_cgroup(&self, pid: u32) -> Option<u8> {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+        let path = process::cgroup_of(pid)?;
         let roles = lock(&self.roles);
         // the path may begin elsewhere in another cgroup namespace: names of leaves tell them apart
         let names: Vec<&str> = path.split('/').collect();
