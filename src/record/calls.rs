@@ -275,6 +275,8 @@ fn what(name: &str) -> u8 {
         "socketcall" => 6,
         "mmap" | "mmap2" => 7,
         "clone3" => 8,
+        "chdir" | "chroot" => 10,
+        "pivot_root" => 11,
         name if changes_mounts(name) => 9,
         _ => 0,
     }

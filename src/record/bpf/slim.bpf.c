@@ -49,7 +49,8 @@ struct mount {
 struct mount___tree { struct rb_node mnt_node; } CORE; // Linux 6.8
 struct path { struct vfsmount *mnt; struct dentry *dentry; } CORE;
 struct fs_struct { struct path root, pwd; } CORE;
-struct file { struct path f_path; struct inode *f_inode; void *private_data; } CORE;
+struct file { struct path f_path; struct inode *f_inode; void *private_data; unsigned int f_mode; } CORE;
+struct backing_file { struct file file; struct path user_path; } CORE; // Linux 6.5
 struct fdtable { unsigned int max_fds; struct file **fd; } CORE;
 struct files_struct { struct fdtable *fdt; } CORE;
 struct mm_struct { unsigned long arg_start; struct file *exe_file; } CORE;
@@ -85,12 +86,18 @@ struct task_struct {
 } CORE;
 struct linux_binprm { const char *filename; const char *interp; } CORE;
 struct pt_regs { unsigned long bx, bp, r10, r9, r8, cx, dx, si, di, orig_ax, ip; } CORE;
-struct io_kiocb { u8 opcode; } CORE;
+struct io_cqe { int fd; } CORE;
+struct io_kiocb { u8 opcode; struct io_cqe cqe; } CORE;
 struct filename { const char *name; } CORE;
 struct io_open { int dfd; struct filename *filename; struct { u64 flags; } how; } CORE;
 struct io_statx { int dfd; unsigned int flags; struct filename *filename; } CORE;
 struct io_unlink { int dfd; int flags; struct filename *filename; } CORE;
 struct io_rename { int old_dfd, new_dfd; struct filename *oldpath, *newpath; } CORE;
+struct io_link { int old_dfd, new_dfd; struct filename *oldpath, *newpath; int flags; } CORE;
+struct io_mkdir { int dfd; struct filename *filename; } CORE;
+struct io_xattr { struct filename *filename; } CORE;
+struct io_connect { void *addr; int addr_len; } CORE;
+struct io_sr_msg { void *umsg; } CORE;
 struct in6_addr { u8 bytes[16]; };
 struct sock_common {
 	u32 skc_rcv_saddr;
@@ -102,7 +109,7 @@ struct socket { short type; struct sock *sk; } CORE;
 
 #define TS_COMPAT 2
 #define AT_FDCWD (-100)
-#define EFAULT 14
+#define FMODE_BACKING 0x2000000 // a file that an overlay opened below itself
 #define CALLS 1024
 #define CLASSES 4
 #define PROT_EXEC 4
@@ -140,7 +147,7 @@ struct call {
 #define BY_POINTER 0x80  // in `flags`: the argument points to them
 // up to 6: 1 + index of the one argument
 enum args { SOCKET = 7, SOCKOPT, EXECUTABLE };
-enum what { ADDR_1 = 1, ADDR_4, MESSAGE, MESSAGES, LISTEN, SOCKETCALL, MAPPING, CLONE3, MOUNTS };
+enum what { ADDR_1 = 1, ADDR_4, MESSAGE, MESSAGES, LISTEN, SOCKETCALL, MAPPING, CLONE3, MOUNTS, MOVES, PIVOT };
 
 // By (architecture, class, number): the call, and what was reported of it.
 struct slot {
@@ -162,7 +169,8 @@ struct thread {
 	u32 role;
 	u32 entered;     // runs what the image holds: executed with an overlay as its root
 	u32 call;        // 1 + number | arch << 31 of the call it is in; or ELSEWHERE
-	u32 pad[12];
+	u64 root, pwd;   // names of where it stood before a call that moves it
+	u32 pad[8];
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_STACK); __uint(max_entries, 65536); __uint(value_size, 4); } unused SEC(".maps");
@@ -674,6 +682,7 @@ struct use {
 	s32 ret, fd;     // fd: the directory that a relative path starts from
 	u32 len;         // of the string in `data`, with its NUL
 	u32 mounts;      // the call changed the mounts: they were others when it looked
+	u32 moves;       // the call moved the task: it looked from where the task stood before
 	u64 flags;
 };
 
@@ -695,18 +704,19 @@ __noinline int path_used(struct use *u)
 	if (!absolute && u->fd < 0 && u->fd != AT_FDCWD) return 0; // never a folder: EBADF
 	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
 	key = hash_data(mix(key, u->flags), u->len);
-	root = path_key(&fs->root);
+	root = u->moves ? t->root : path_key(&fs->root);
 	key = mix(key, root);
 	key = mix(key, mounts_key(task->nsproxy->mnt_ns));
 	if (!absolute && u->fd == AT_FDCWD) {
-		base = path_key(&fs->pwd);
+		base = u->moves ? t->pwd : path_key(&fs->pwd);
 	} else if (!absolute) {
 		file = file_of(task, u->fd);
 		if (file) base = file_key(file);
 	}
 	key = mix(key, base);
 	if (known(key)) return 0;
-	if (!watched(fs->root.dentry->d_sb)) return 0; // a runtime that is still at the host's root
+	// a runtime that is still at the host's root
+	if (u->moves ? !root : !watched(fs->root.dentry->d_sb)) return 0;
 	if (!u->mounts) tell_mounts(task);
 	begin(o, PATH, t);
 	o->head.arch = u->arch;
@@ -717,10 +727,10 @@ __noinline int path_used(struct use *u)
 	o->head.mnt_ns = task->nsproxy->mnt_ns->ns.inum;
 	o->head.lens[0] = u->len;
 	o->head.flags |= ROOT_ON_OVERLAY;
-	o->head.root = path_name(&fs->root, root);
+	o->head.root = u->moves ? root : path_name(&fs->root, root);
 	if (!o->head.root) return 0;
 	if (!absolute && u->fd == AT_FDCWD) {
-		o->head.base = path_name(&fs->pwd, base);
+		o->head.base = u->moves ? base : path_name(&fs->pwd, base);
 		if (!o->head.base) return 0;
 	} else if (file) {
 		o->head.base = file_name(file, base);
@@ -729,6 +739,19 @@ __noinline int path_used(struct use *u)
 		o->head.flags |= BASE_UNKNOWN;
 	}
 	if (send(o, u->len)) remember(key);
+	return 0;
+}
+
+// Notes where a task stands before a call that moves it: when the call ends it is elsewhere.
+static __noinline int stand(struct thread *t)
+{
+	struct task_struct *task = self();
+	struct fs_struct *fs = task->fs;
+	if (!t || !fs) return 0;
+	t->root = t->pwd = 0;
+	if (!watched(fs->root.dentry->d_sb)) return 0;
+	t->root = path_name(&fs->root, path_key(&fs->root));
+	t->pwd = path_name(&fs->pwd, path_key(&fs->pwd));
 	return 0;
 }
 
@@ -778,7 +801,8 @@ static __noinline int path_argument(struct use *u, struct pt_regs *regs, struct 
 	}
 	u->flags = flags;
 	u->fd = dir ? (s32)arg(regs, u->arch, dir - 1) : AT_FDCWD;
-	u->mounts = c->what == MOUNTS;
+	u->mounts = c->what == MOUNTS || c->what == PIVOT;
+	u->moves = c->what == MOVES || c->what == PIVOT;
 	return path_used(u);
 }
 
@@ -827,7 +851,14 @@ __noinline int address(struct use *u, s32 fd, u64 ptr, u32 len)
 	if (len > 128) len = 128;
 	*(u64 *)&o->data[0] = 0;
 	if (bpf_probe_read_user(o->data, len, (void *)ptr)) {
-		if (u->ret != -EFAULT) lose(STRING_FAULT);
+		switch (u->ret) {
+		case -9:  // EBADF
+		case -14: // EFAULT
+		case -22: // EINVAL
+		case -88: // ENOTSOCK
+			return 0; // not read by the call either
+		}
+		lose(STRING_FAULT);
 		return 0;
 	}
 	family = *(u16 *)o->data;
@@ -981,6 +1012,7 @@ int slim_enter(u64 *ctx)
 	if (!s) return 0;
 	if (!s->called && note(t, CALL, call, 0)) s->called = 1;
 	if (s->call.args) note_args(s->call.args, call, (void *)ctx[0]);
+	if (s->call.what >= MOVES) stand(t);
 	return 0;
 }
 
@@ -1063,12 +1095,19 @@ static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
 		if (at) address(u, fd, at, len);
 		return;
 	case MESSAGES:
-		for (int i = 0; i < 8; i++) {
-			if (i >= u->ret) break;
+		// the one after those that were sent may have failed
+		one = u->ret < 0 ? 1 : u->ret + 1;
+		if (one > len) one = len;
+		for (int i = 0; i < 64; i++) {
+			if (i >= one) return;
 			value = message_name(at, u->arch, &len);
 			if (value) address(u, fd, value, len);
 			at += u->arch ? 32 : 64;
 		}
+		value = message_name(at, u->arch, &len);
+		len = 0;
+		if (one > 64 && value) bpf_probe_read_user(&len, 2, (void *)value);
+		if (len == 1) lose(STRING_CUT); // one more path of a socket
 		return;
 	case LISTEN:
 		if (u->ret == 0) listening(u, fd);
@@ -1313,6 +1352,21 @@ static __noinline int is_hook(struct task_struct *task, struct thread *t)
 	return number.nr != 1;
 }
 
+// The name of what is mapped. Since Linux 6.5 an overlay maps the file below, which keeps the path above.
+static __noinline u64 mapped_name(u64 addr)
+{
+	struct file *file = (void *)addr;
+	u64 at = addr + bpf_core_field_offset(struct file, f_path), dentry, mnt;
+	struct path *path;
+	if (bpf_core_type_exists(struct backing_file) && BPF_CORE_READ(file, f_mode) & FMODE_BACKING)
+		at = addr + bpf_core_field_offset(struct backing_file, user_path);
+	path = (void *)at;
+	dentry = (u64)BPF_CORE_READ(path, dentry);
+	mnt = (u64)BPF_CORE_READ(path, mnt);
+	if (!dentry || !watched(BPF_CORE_READ((struct dentry *)dentry, d_sb))) return 0;
+	return name_of(mix(address_key(dentry), mnt), dentry, mnt);
+}
+
 SEC("tp_btf/sched_process_exec")
 int slim_exec(u64 *ctx)
 {
@@ -1365,11 +1419,7 @@ int slim_exec(u64 *ctx)
 	// what runs first is the ELF interpreter, which the kernel opened by itself
 	regs = (void *)bpf_task_pt_regs((void *)self());
 	if (regs) bpf_find_vma((void *)self(), regs->ip, at_start, &loader, 0);
-	if (loader.file && loader.file != exe && t->entered) {
-		struct file *file = (void *)loader.file;
-		if (watched(BPF_CORE_READ(file, f_path.dentry, d_sb)))
-			o->head.loader = file_name(loader.file, file_key(loader.file));
-	}
+	if (loader.file && t->entered) o->head.loader = mapped_name(loader.file);
 	len = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(bprm, filename));
 	off = o->head.lens[0] = len > 0 ? len & 0x1fff : 0;
 	len = bpf_probe_read_kernel_str(&o->data[off & (DATA - 1)], 2048, BPF_CORE_READ(bprm, interp));
@@ -1469,6 +1519,39 @@ __noinline int submitted(u64 addr, u32 pid)
 		fd2 = BPF_CORE_READ(io, new_dfd);
 		name = BPF_CORE_READ(io, oldpath);
 		second = BPF_CORE_READ(io, newpath);
+	} else if (opcode == 39 && bpf_core_type_exists(struct io_link)) {
+		struct io_link *io = (void *)addr;
+		u.nr = 265; // linkat
+		u.fd = BPF_CORE_READ(io, old_dfd);
+		u.flags = (u32)BPF_CORE_READ(io, flags);
+		fd2 = BPF_CORE_READ(io, new_dfd);
+		name = BPF_CORE_READ(io, oldpath);
+		second = BPF_CORE_READ(io, newpath);
+	} else if (opcode == 38 && bpf_core_type_exists(struct io_link)) {
+		struct io_link *io = (void *)addr;
+		u.nr = 266; // symlinkat, whose first path is but a text
+		u.fd = BPF_CORE_READ(io, new_dfd);
+		name = BPF_CORE_READ(io, newpath);
+	} else if (opcode == 37 && bpf_core_type_exists(struct io_mkdir)) {
+		struct io_mkdir *io = (void *)addr;
+		u.nr = 258; // mkdirat
+		u.fd = BPF_CORE_READ(io, dfd);
+		name = BPF_CORE_READ(io, filename);
+	} else if ((opcode == 42 || opcode == 44) && bpf_core_type_exists(struct io_xattr)) {
+		struct io_xattr *io = (void *)addr;
+		u.nr = opcode == 42 ? 188 : 191; // setxattr, getxattr
+		name = BPF_CORE_READ(io, filename);
+	} else if (opcode == 16 && bpf_core_type_exists(struct io_connect)) {
+		struct io_connect *io = (void *)addr;
+		u.nr = 42; // connect
+		if (bpf_core_field_exists(req->cqe.fd)) u.fd = BPF_CORE_READ(req, cqe.fd);
+		return address(&u, u.fd, (u64)BPF_CORE_READ(io, addr), BPF_CORE_READ(io, addr_len));
+	} else if ((opcode == 9 || opcode == 47) && bpf_core_field_exists(((struct io_sr_msg *)0)->umsg)) {
+		struct io_sr_msg *io = (void *)addr;
+		u.nr = 46; // sendmsg
+		if (bpf_core_field_exists(req->cqe.fd)) u.fd = BPF_CORE_READ(req, cqe.fd);
+		addr = message_name((u64)BPF_CORE_READ(io, umsg), 0, &u.len);
+		return address(&u, u.fd, addr, u.len);
 	}
 	if (!name) return 0;
 	n = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(name, name));
