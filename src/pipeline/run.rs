@@ -141,7 +141,7 @@ fn without_root(backend: Option<Backend>) -> serde_json::Value {
 /// runc and crun need calls of their own behind the filter and refuse to have them notified.
 fn half_notified() -> Loss {
     let detail = "runc and crun let only path calls be notified; the embedded runtime lets all";
-    Loss { kind: "calls_not_notified".to_owned(), number: 1, detail: Some(detail.to_owned()) }
+    Loss::new(LossKind::CallsNotNotified, 1, detail)
 }
 
 fn needs_cgroup(backend: Backend) -> PipelineError {
@@ -154,8 +154,8 @@ fn needs_cgroup(backend: Backend) -> PipelineError {
 
 fn finish_record(outcome: &mut RunOutcome) {
     if outcome.recording.is_none() {
-        let detail = Some("nothing was recorded (--recorder none)".to_owned());
-        outcome.record.losses.push(Loss { kind: "not_recorded".to_owned(), number: 1, detail });
+        let detail = "nothing was recorded (--recorder none)";
+        outcome.record.losses.push(Loss::new(LossKind::NotRecorded, 1, detail));
     }
     outcome.record.losses.sort();
     outcome.record.complete = outcome.record.losses.is_empty();
@@ -230,3 +230,7 @@ impl Observer for Unwatched {
         Ok(())
     }
 }
+
+    fn lost_listener(&self) {
+        self.0.lost_listener();
+    }

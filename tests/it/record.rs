@@ -639,6 +639,17 @@ fn who_comes_late_or_leaves_is_a_loss() {
 }
 
 #[test]
+fn without_fanotify_a_call_that_may_open_any_file_is_a_loss() {
+    let blind = |spec| Recorder::start(RecorderSpec { fanotify: false, ..spec });
+    let Some(scene) = Scene::with("blind", blind) else { return };
+    scene.run("main", "", &format!("call {} open /usr/lib/a", nix::libc::SYS_open_by_handle_at));
+    let seen = scene.finish();
+    let kinds: Vec<_> = seen.losses.iter().map(|l| (l.kind.as_str(), l.number)).collect();
+    assert_eq!(kinds, [("opens_unseen", 1)]);
+    seen.has("/usr/lib/a", "open/start");
+}
+
+#[test]
 fn a_directory_too_deep_to_be_named_is_a_loss() {
     let Some(scene) = Scene::new("deep") else { return };
     scene.run("main", "", "cd /tmp deep 2100");
