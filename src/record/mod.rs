@@ -42,6 +42,7 @@ use mounts::Mounts;
 use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
+pub use crate::sys::seccomp::outlasts_signals as notified_calls_outlast_signals;
 pub use backend::{ACCESSES, Backend, Sight};
 pub use bystander::ns_per_call;
 pub use probe::{Probed, probe, settings};
@@ -327,12 +328,12 @@ impl Recorder {
         self.shared.control().add_listener(role.map(Role::number), leaf, listener)
     }
 
-    /// From now on the main container's processes are in this phase.
     /// A seccomp listener never came to [`Self::add_listener`]: the calls of its processes fail unseen.
     pub fn lost_listener(&self) {
         self.shared.control().lost_listener();
     }
 
+    /// From now on the main container's processes are in this phase.
     pub fn set_phase(&self, phase: Phase) {
         // what is still queued belongs to the phase before
         self.shared.drain();
