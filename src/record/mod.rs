@@ -476,7 +476,8 @@ fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) 
 /// Calls that name no path and may have opened any file, each once.
 fn opens_unseen(gathered: &Gathered) -> u64 {
     const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
-    let made = |call: &&CallUse| call.refused.is_none() && call.value.is_none();
+    let plain = |call: &CallUse| call.value.is_none() && call.failed.is_none();
+    let made = |call: &&CallUse| call.refused.is_none() && plain(call);
     let named = |call: &&CallUse| {
         calls::name_of(call.arch, call.number).is_some_and(|name| CALLS.contains(&name))
     };

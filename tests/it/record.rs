@@ -482,6 +482,33 @@ fn repeats_are_silenced_and_files_with_two_names_are_not() {
 }
 
 #[test]
+fn marks_that_a_lack_of_memory_evicts_hide_nothing() {
+    let events = |name: &str, evict: bool| {
+        let scene = Scene::new(name)?;
+        let app = "open /usr/lib/a open /bin/other sleep 1000 open /usr/lib/a open /usr/lib/b \
+                   sleep 300 exec /bin/other open /etc/passwd sleep 300";
+        let mut main = scene.start("main", "pivot", "", app);
+        assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
+        std::thread::sleep(Duration::from_millis(500));
+        if evict {
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap(); // inodes, and the marks on them
+        }
+        assert!(main.wait().unwrap().success());
+        let seen = scene.finish();
+        seen.lost_nothing();
+        for path in ["/usr/lib/a", "/usr/lib/b", "/bin/other", "/etc/passwd"] {
+            seen.opened(path, "open/start");
+        }
+        seen.opened("/bin/other", "exec/start");
+        Some(seen.events)
+    };
+    let Some(kept) = events("marked", false) else { return };
+    let evicted = events("evicted", true).unwrap();
+    // the second open of a file tells that its mark was gone
+    assert!(evicted > kept, "{evicted} events, and {kept} with marks");
+}
+
+#[test]
 fn a_full_ring_and_a_full_table_of_tasks_are_losses() {
     let kinds = |name: &str, ring, tasks, app: &str| {
         let scene = Scene::with(name, |spec| Recorder::start_small(spec, ring, tasks))?;
