@@ -485,7 +485,7 @@ fn repeats_are_silenced_and_files_with_two_names_are_not() {
 fn marks_that_a_lack_of_memory_evicts_hide_nothing() {
     let events = |name: &str, evict: bool| {
         let scene = Scene::new(name)?;
-        let app = "open /usr/lib/a open /bin/other sleep 1000 open /usr/lib/a open /usr/lib/b \
+        let app = "open /usr/lib/a open /bin/other sleep 2500 open /usr/lib/a open /usr/lib/b \
                    sleep 300 exec /bin/other open /etc/passwd sleep 300";
         let mut main = scene.start("main", "pivot", "", app);
         assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
