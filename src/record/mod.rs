@@ -235,6 +235,8 @@ impl Recorder {
             missed: 0,
             dies: false,
             events: 0,
+            unnamed: Vec::new(),
+            told: 0,
         };
         reader.drain();
         let early = spec.cgroup.as_deref().map(processes).unwrap_or_default();
@@ -361,6 +363,7 @@ impl Recorder {
         let backend = self.shared.control().losses()?;
         let overlays = lock(&self.shared.overlays).clone();
         let mut reader = self.shared.reader();
+        reader.give_up_naming();
         let gathered = std::mem::take(&mut reader.gathered);
         let losses = losses(&reader, &gathered, backend, died);
         let Gathered { files, paths, calls, addresses, capabilities, mounts, .. } = gathered;

@@ -7,7 +7,7 @@ use crate::model::RootPath;
 /// A mount below the container's root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    pub id: u64,
+    pub id: u32,
     pub point: RootPath,
     /// The kernel's device number.
     pub device: u32,
@@ -52,9 +52,16 @@ impl Mounts {
         self.0.iter().rev().find(|(from, _)| *from <= time).map(|(_, table)| table)
     }
 
-    /// The overlay's own path of what is seen as `path` through the mount `id`, as lately as possible.
-    pub fn through(&self, id: u64, path: &RootPath) -> Option<RootPath> {
-        self.0.iter().rev().find_map(|(_, table)| table.through(id, path))
+    /// What `path` through the mount `id` may be on the file system itself, the latest first. A mount that
+    /// is gone from its namespace, or whose namespace is, gives paths from its own root.
+    pub fn shown(&self, id: u32, path: &RootPath) -> impl Iterator<Item = RootPath> {
+        let mounts = self.0.iter().rev().flat_map(|(_, table)| &table.0);
+        let shown = move |mount: &Mount| {
+            let inside = path.is_within(&mount.point).then(|| mount.inside(path));
+            let detached = path.components().fold(mount.root.clone(), |at, name| at.join(name));
+            inside.into_iter().chain([detached])
+        };
+        mounts.filter(move |mount| mount.id == id).flat_map(shown)
     }
 }
 
@@ -93,12 +100,6 @@ impl MountTable {
             Some(mount) if overlay.contains(&mount.device) => Place::Overlay(mount.inside(path)),
             Some(_) => Place::Elsewhere,
         }
-    }
-
-    /// The overlay's own path of what is seen as `path` through the mount `id`.
-    pub fn through(&self, id: u64, path: &RootPath) -> Option<RootPath> {
-        let mount = self.0.iter().find(|m| m.id == id)?;
-        path.is_within(&mount.point).then(|| mount.inside(path))
     }
 }
 
@@ -157,6 +158,12 @@ mod tests {
             mounts.add(time, text(name).as_bytes());
         }
         assert_eq!(mounts.len(), 3);
+        let path = |s: &str| RootPath::parse(s.as_bytes()).unwrap();
+        let shown =
+            |id, name| mounts.shown(id, &path(name)).map(|p| p.to_string()).collect::<Vec<_>>();
+        assert_eq!(shown(12, "/data/x")[..2], ["/a/x", "/a/data/x"]);
+        assert_eq!(shown(12, "/x"), ["/a/x", "/b/x", "/a/x"]);
+        assert_eq!(shown(13, "/x"), [""; 0]);
         for (time, name) in [(5, "/a"), (29, "/a"), (30, "/b"), (69, "/b"), (70, "/a")] {
             assert_eq!(at(&mounts, time).as_deref(), Some(name), "{time}");
         }
@@ -174,7 +181,5 @@ mod tests {
         assert_eq!(place("/proc/1/maps"), Place::Elsewhere);
         assert_eq!(place("/process"), Place::Overlay(path("/process")));
         assert_eq!(place("/data/x"), Place::Overlay(path("/srv/a b/x")));
-        assert_eq!(table.through(12, &path("/data/x")), Some(path("/srv/a b/x")));
-        assert_eq!(table.through(10, &path("/bin/sh")), Some(path("/bin/sh")));
     }
 }

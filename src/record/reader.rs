@@ -14,6 +14,7 @@ use nix::sys::stat::FileStat;
 
 use super::Shared;
 use super::gather::{By, Gathered, How, Owner, now};
+use super::mounts::Mounts;
 use super::source::Source;
 use crate::model::{Phase, RootPath};
 use crate::sys::fanotify::{FanotifyEvent, Group, Seen, seen};
@@ -43,6 +44,21 @@ pub struct Reader {
     pub dies: bool,
     /// fanotify events read.
     pub events: u64,
+    /// Opens through mounts that nobody has told of yet, and how many tables of mounts had been told.
+    pub unnamed: Vec<Unnamed>,
+    pub told: usize,
+}
+
+/// An opened file whose path is one through a mount made inside: what that mount shows is told when
+/// the call ends, which may be after its event was read.
+#[derive(Debug)]
+pub struct Unnamed {
+    name: Vec<u8>,
+    mount: u32,
+    /// Device and inode number.
+    file: (u64, u64),
+    how: How,
+    by: By,
 }
 
 /// Runs until `stop` is written to.
@@ -97,7 +113,33 @@ impl Reader {
                 self.opened(event);
             }
         }
+        self.name_late();
         self.gathered.queue_was_empty();
+    }
+
+    /// Names what can be named by now: again only if more mounts were told, and not for ever.
+    fn name_late(&mut self) {
+        const PATIENCE: u64 = 1_000_000_000; // ns
+        let told = self.gathered.mounts.values().map(Mounts::len).sum();
+        let (news, now) = (self.told != told, now());
+        self.told = told;
+        for late in std::mem::take(&mut self.unnamed) {
+            let path = news.then(|| self.through(late.mount, &late.name, late.file)).flatten();
+            match path {
+                Some(path) => self.gathered.used(path, late.how, late.by),
+                None if late.by.time + PATIENCE < now => {
+                    self.gathered.used(late.name, late.how, late.by);
+                }
+                None => self.unnamed.push(late),
+            }
+        }
+    }
+
+    /// Notes what is still unnamed under the path it had.
+    pub fn give_up_naming(&mut self) {
+        for late in std::mem::take(&mut self.unnamed) {
+            self.gathered.used(late.name, late.how, late.by);
+        }
     }
 
     fn drain_source(&mut self) {
@@ -180,7 +222,7 @@ impl Reader {
         what: Seen,
         by: By,
     ) -> Option<Vec<u8>> {
-        let path = self.path_of(fd, stat)?;
+        let (path, mount) = self.path_of(fd, stat)?;
         if what.exec && by.is_runtime() {
             self.gathered.executing(what.pid, &path);
         }
@@ -189,38 +231,64 @@ impl Reader {
             (_, true) => How::List,
             _ => How::Open,
         };
-        self.gathered.used(path.clone(), how, by);
+        match (mount, stat) {
+            (Some(mount), Some(stat)) => {
+                let file = (stat.st_dev, stat.st_ino);
+                self.unnamed.push(Unnamed { name: path.clone(), mount, file, how, by });
+            }
+            _ => self.gathered.used(path.clone(), how, by),
+        }
         Some(path)
     }
 
     /// The overlay's own path of an opened file. Its name in /proc is as seen through the mount it
-    /// was opened by, which may be another one than slim's.
-    fn path_of(&self, fd: BorrowedFd<'_>, stat: Option<FileStat>) -> Option<Vec<u8>> {
+    /// was opened by, which may be another one than slim's: that name and the mount's id where nothing
+    /// tells yet what the mount shows.
+    fn path_of(
+        &self,
+        fd: BorrowedFd<'_>,
+        stat: Option<FileStat>,
+    ) -> Option<(Vec<u8>, Option<u32>)> {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
         let name = link.into_os_string().into_vec();
         let name = name.strip_suffix(b" (deleted)").unwrap_or(&name).to_vec();
-        let identity = stat.map(|stat| (stat.st_dev, stat.st_ino));
+        let Some(file) = stat.map(|stat| (stat.st_dev, stat.st_ino)) else {
+            return Some((name, None));
+        };
         let mut stripped = None;
         for root in self.roots.iter().rev() {
             let below = strip(&name, root).or_else(|| strip(&name, &without_proc(root)?));
             let inside = below.clone().unwrap_or_else(|| name.clone());
-            let real = root.join(Path::new(std::ffi::OsStr::from_bytes(&inside[1..])));
-            let found = std::fs::symlink_metadata(real).ok().map(|m| (m.dev(), m.ino()));
-            if found.is_some() && found == identity {
-                return Some(inside);
+            if is_at(root, &inside, file) {
+                return Some((inside, None));
             }
             stripped = stripped.or(below);
         }
         // a mount made inside has an id of its own, under which its table says what it shows
-        let through = |name: &[u8]| {
-            let path = RootPath::parse(name)?;
-            let id = mount_id(fd)?;
-            let own = self.gathered.mounts.values().find_map(|m| m.through(id, &path))?;
-            Some(own.as_bytes().to_vec())
-        };
-        let bound = stripped.as_deref().and_then(through).or_else(|| through(&name));
-        bound.or(stripped).or(Some(name))
+        let name = stripped.unwrap_or(name);
+        let mount = mount_id(fd);
+        match mount.and_then(|mount| self.through(mount, &name, file)) {
+            Some(own) => Some((own, None)),
+            None => Some((name, mount)),
+        }
     }
+
+    /// The overlay's own path of `file`, whose name through the mount is `name`. The kernel gives ids of
+    /// mounts again, so a table's word is checked.
+    fn through(&self, mount: u32, name: &[u8], file: (u64, u64)) -> Option<Vec<u8>> {
+        let name = RootPath::parse(name)?;
+        let tables = self.gathered.mounts.values();
+        let mut own = tables.flat_map(|table| table.shown(mount, &name));
+        let is_it =
+            |own: &RootPath| self.roots.iter().any(|root| is_at(root, own.as_bytes(), file));
+        own.find(is_it).map(|own| own.as_bytes().to_vec())
+    }
+}
+
+/// Whether `file` (device and inode number) is at a path of the overlay mounted at `root`.
+fn is_at(root: &Path, path: &[u8], file: (u64, u64)) -> bool {
+    let path = root.join(Path::new(std::ffi::OsStr::from_bytes(&path[1..])));
+    std::fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == file)
 }
 
 /// Files with several names stay audible: with the overlay's `index=on` the second name would be
@@ -251,7 +319,7 @@ fn without_proc(root: &Path) -> Option<PathBuf> {
     (!below.is_empty()).then(|| PathBuf::from(below))
 }
 
-fn mount_id(fd: BorrowedFd<'_>) -> Option<u64> {
+fn mount_id(fd: BorrowedFd<'_>) -> Option<u32> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }

@@ -49,7 +49,7 @@ struct mount {
 struct mount___tree { struct rb_node mnt_node; } CORE; // Linux 6.8
 struct path { struct vfsmount *mnt; struct dentry *dentry; } CORE;
 struct fs_struct { struct path root, pwd; } CORE;
-struct file { struct path f_path; struct inode *f_inode; void *private_data; unsigned int f_mode; } CORE;
+struct file { struct path f_path; struct inode *f_inode; void *private_data; } CORE;
 struct backing_file { struct file file; struct path user_path; } CORE; // Linux 6.5
 struct fdtable { unsigned int max_fds; struct file **fd; } CORE;
 struct files_struct { struct fdtable *fdt; } CORE;
@@ -109,7 +109,6 @@ struct socket { short type; struct sock *sk; } CORE;
 
 #define TS_COMPAT 2
 #define AT_FDCWD (-100)
-#define FMODE_BACKING 0x2000000 // a file that an overlay opened below itself
 #define CALLS 1024
 #define CLASSES 4
 #define PROT_EXEC 4
@@ -1352,19 +1351,21 @@ static __noinline int is_hook(struct task_struct *task, struct thread *t)
 	return number.nr != 1;
 }
 
-// The name of what is mapped. Since Linux 6.5 an overlay maps the file below, which keeps the path above.
+// The name of what is mapped. Since Linux 6.5 an overlay maps the file below, behind which the path above
+// is kept; the flag that tells such files has moved about. Behind another file there is no overlay's path.
 static __noinline u64 mapped_name(u64 addr)
 {
-	struct file *file = (void *)addr;
-	u64 at = addr + bpf_core_field_offset(struct file, f_path), dentry, mnt;
-	struct path *path;
-	if (bpf_core_type_exists(struct backing_file) && BPF_CORE_READ(file, f_mode) & FMODE_BACKING)
-		at = addr + bpf_core_field_offset(struct backing_file, user_path);
-	path = (void *)at;
-	dentry = (u64)BPF_CORE_READ(path, dentry);
+	struct path *path = (void *)(addr + bpf_core_field_offset(struct file, f_path));
+	struct dentry *dentry = BPF_CORE_READ(path, dentry);
+	u64 mnt;
+	if (!watched(BPF_CORE_READ(dentry, d_sb))) {
+		if (!bpf_core_type_exists(struct backing_file)) return 0;
+		path = (void *)(addr + bpf_core_field_offset(struct backing_file, user_path));
+		dentry = BPF_CORE_READ(path, dentry);
+		if (!dentry || !watched(BPF_CORE_READ(dentry, d_sb))) return 0;
+	}
 	mnt = (u64)BPF_CORE_READ(path, mnt);
-	if (!dentry || !watched(BPF_CORE_READ((struct dentry *)dentry, d_sb))) return 0;
-	return name_of(mix(address_key(dentry), mnt), dentry, mnt);
+	return name_of(mix(address_key((u64)dentry), mnt), (u64)dentry, mnt);
 }
 
 SEC("tp_btf/sched_process_exec")
