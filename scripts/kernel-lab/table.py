@@ -1,12 +1,12 @@
-"""table.py [--check]   makes the tables in docs/kernels.md from docs/kernels/*.json; --check only compares."""
+"""table.py [--check]   makes the tables in docs/kernels.md and README.md from docs/kernels/*.json; --check only compares."""
 
 import glob
 import json
 import os
+import re
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PAGE = ROOT + "/docs/kernels.md"
 BEGIN, END = "<!-- made by scripts/kernels table: begin -->", "<!-- end -->"
 MARKS = {"ok": "ok", "failed": "**failed**", "not run": "not run"}
 
@@ -65,22 +65,59 @@ def tables(results):
     return "\n".join(lines + notes)
 
 
+def short(result):
+    """The README's row: what worked, and what failed or was not run, by name."""
+    status = {c["name"]: c["status"] for c in result["checks"]}
+
+    def told(words):
+        by = {mark: [word for word, name in words.items() if status.get(name, "not run") == mark] for mark in MARKS}
+        said = [", ".join(by["ok"])] if by["ok"] else []
+        said += ["%s: %s" % (MARKS[mark], ", ".join(by[mark])) for mark in ("failed", "not run") if by[mark]]
+        return "; ".join(said)
+
+    images = ("busybox", "static-c", "nginx", "redis")
+    loaded = ("busybox", "nginx", "redis")
+    version = lambda name: result["engines"].get(name, "none").split(",")[0].split("+")[0]
+    how = ", ".join(result["engines"].get("podman", "").split(", ")[1:2])
+    cgroups = {"v2": "v2"}.get(result["cgroup"], "v1 and v2" if result["cgroup"] == "hybrid" else result["cgroup"])
+    driver = re.search(r"driver (\w+)", result["engines"].get("docker", ""))
+    return [
+        "%s (%s)" % (result["kernel"].split("-")[0].split("+")[0], re.sub(r".*\((\w+)\)", r"\1", result["os"])
+                     if "emulated" in result["machine"] else "own"),
+        "%s, %s" % (cgroups, "systemd" if result["init"] == "systemd" else "no systemd"),
+        auto(result),
+        told({image: "trace " + image for image in images}),
+        told({"perf": "recorder perf", "notify": "recorder notify", "notify without root": "ordinary user"}),
+        "%s (%s): %s" % (version("docker"), driver[1] if driver else "driver not asked",
+                         told({i: "docker " + i for i in loaded})),
+        "%s (%s): %s" % (version("podman"), how, told({i: "podman " + i for i in loaded})),
+        told({"runc " + version("runc"): "runtime runc", "crun " + version("crun"): "runtime crun"}),
+        told({"Docker": "inside docker", "Podman": "inside podman"}),
+    ]
+
+
+def summary(results):
+    head = ["Linux", "cgroups", "`auto` is", "traced and verified", "other recorders", "Docker, slim images run under it",
+            "Podman, the same", "`--runtime`", "slim inside `--privileged`"]
+    return "\n".join([row(head), "|---" * len(head) + "|", *(row(short(r)) for r in results)])
+
+
 def main():
     results = []
     for path in glob.glob(ROOT + "/docs/kernels/*.json"):
         with open(path) as f:
             results.append(json.load(f))
     results.sort(key=release)
-    with open(PAGE) as f:
-        page = f.read()
-    head, rest = page.split(BEGIN)
-    made = head + BEGIN + "\n" + (tables(results) if results else "Nothing was run yet.") + "\n" + END + rest.split(END)[1]
-    if sys.argv[1:] == ["--check"]:
-        if made != page:
-            sys.exit("docs/kernels.md is not what docs/kernels/*.json give: run scripts/kernels table")
-        return
-    with open(PAGE, "w") as f:
-        f.write(made)
+    for name, make in ("docs/kernels.md", tables), ("README.md", summary):
+        with open(ROOT + "/" + name) as f:
+            page = f.read()
+        head, rest = page.split(BEGIN)
+        made = head + BEGIN + "\n" + (make(results) if results else "Nothing was run yet.") + "\n" + END + rest.split(END)[1]
+        if sys.argv[1:] != ["--check"]:
+            with open(ROOT + "/" + name, "w") as f:
+                f.write(made)
+        elif made != page:
+            sys.exit("%s is not what docs/kernels/*.json give: run scripts/kernels table" % name)
 
 
 if __name__ == "__main__":
