@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::keep::{self, Finding, verify_dynamic, verify_static};
-use crate::model::{KeepSet, Profile, Tree, chain};
+use crate::model::{KeepSet, Phase, Profile, Tree, chain};
 use crate::oci::Image;
 use crate::rootfs::{self, Store};
+use crate::runtime::ScriptEnd;
 use crate::seccomp;
 use crate::source;
 
@@ -84,6 +86,9 @@ fn exercise(
     let run_dir = folder.join("run");
     std::fs::create_dir_all(&run_dir).map_err(io_at("cannot make", &run_dir))?;
     let log = run_dir.join("container.log");
+    let took = script_took(candidate.profile);
+    let bounded = spec.script_timeout.or_else(|| took.map(patience));
+    let spec = &RunSpec { script_timeout: bounded, ..spec.clone() };
     let input = RunInput {
         spec,
         image: &candidate.image,
@@ -108,7 +113,15 @@ fn exercise(
     let mut findings = verify_dynamic(candidate.profile, &seen, candidate.tree, candidate.keep);
     if let Some(failure) = &outcome.failure {
         let last = std::fs::read(&log).map(|bytes| last_line(&bytes)).unwrap_or_default();
-        findings.push(finding("script", format!("on the slim image: {}{last}", brief(failure))));
+        let failure = match (took, &outcome.script) {
+            (Some(took), Some(ScriptEnd::TimedOut)) => format!(
+                "the script did not end within {} s; on the original it took {} s",
+                bounded.unwrap_or_default().as_secs_f64(),
+                took.as_secs_f64()
+            ),
+            _ => brief(failure),
+        };
+        findings.push(finding("script", format!("on the slim image: {failure}{last}")));
     }
     let mut warnings = outcome.warnings;
     if !outcome.record.complete && spec.recorder != super::RecorderChoice::None {
@@ -125,6 +138,20 @@ fn exercise(
     }
     findings.extend(other_outcomes(candidate.outcomes, &outcome.outcomes));
     Ok((findings, warnings))
+}
+
+/// What the script took on the original, at most.
+fn script_took(profile: &Profile) -> Option<Duration> {
+    let traces = profile.runs.values().filter(|run| run.purpose == "trace");
+    let phases = traces.flat_map(|run| &run.phases);
+    let scripts = phases.filter(|phase| phase.name == Phase::Coverage.name());
+    scripts.map(|phase| Duration::from_millis(phase.duration_ms)).max()
+}
+
+/// How long the script may take on the slim image where the user set no bound: a call that the
+/// filter refuses can make a program wait, or try again, for ever.
+fn patience(original: Duration) -> Duration {
+    (original * 10).max(Duration::from_secs(60))
 }
 
 fn brief(failure: &PipelineError) -> String {

@@ -1,7 +1,7 @@
 //! Base sets: what a runtime calls between loading the filter and the target's exec, measured by
-//! `scripts/measure-base-sets`.
+//! `scripts/measure-base-sets`, and what timing adds to the calls that were recorded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -19,6 +19,35 @@ struct BaseSet {
 #[derive(Debug, Deserialize)]
 struct Margin {
     calls: Vec<String>,
+}
+
+/// Calls that go with others.
+#[derive(Debug, Deserialize)]
+struct TimingSet {
+    rules: Vec<TimingRule>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TimingRule {
+    /// Any of these was recorded: then
+    seen: Vec<String>,
+    /// these may be made as well.
+    adds: Vec<String>,
+}
+
+static TIMING: LazyLock<TimingSet> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../../profiles/base-timing.json"))
+        .expect("the base sets in profiles were checked by a test")
+});
+
+/// What timing adds to `recorded`: name → `base set: timing beside wait4`.
+pub fn timing(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let beside = |rule: &'static TimingRule| {
+        let seen = rule.seen.iter().find(|name| recorded.contains(*name))?;
+        Some(rule.adds.iter().map(move |add| (add.clone(), seen)))
+    };
+    let added = TIMING.rules.iter().filter_map(beside).flatten();
+    added.map(|(name, seen)| (name, format!("base set: timing beside {seen}"))).collect()
 }
 
 const SETS: [&str; 4] = [
@@ -40,7 +69,7 @@ pub static BASE: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
             "embedded" => format!("embedded {}", set.version),
             name => format!("{name} {}", set.version),
         };
-        let calls: std::collections::BTreeSet<String> =
+        let calls: BTreeSet<String> =
             set.calls.into_iter().chain(set.margin.into_iter().flat_map(|m| m.calls)).collect();
         for call in calls {
             owners.entry(call).or_default().push(label.clone());
@@ -54,6 +83,18 @@ pub static BASE: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
 mod tests {
     use super::*;
     use crate::model::Arch;
+
+    #[test]
+    fn timing_adds_to_what_was_recorded_only() {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(timing(&names(&["read", "write"])), BTreeMap::new());
+        let added = timing(&names(&["wait4", "write"]));
+        assert_eq!(added["rt_sigsuspend"], "base set: timing beside wait4");
+        assert_eq!(added.len(), 1);
+        for name in TIMING.rules.iter().flat_map(|rule| rule.seen.iter().chain(&rule.adds)) {
+            assert!(Arch::X86_64.call_number(name).is_some(), "{name}");
+        }
+    }
 
     #[test]
     fn base_sets_name_calls_that_exist_and_stay_small() {

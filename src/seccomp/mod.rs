@@ -42,7 +42,8 @@ pub enum SeccompError {
 pub struct Allowlist {
     pub docker: Value,
     pub oci: Value,
-    /// Name → `recorded`, `base set: crun 1.8.1, runc 1.1.5`, `--allow`.
+    /// Name → `recorded`, `base set: crun 1.8.1, runc 1.1.5`, `base set: timing beside wait4`,
+    /// `--allow`.
     pub why: BTreeMap<String, String>,
 }
 
@@ -71,6 +72,8 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         .filter(|(name, _)| native.call_number(name).is_some())
         .map(|(name, label)| (name.clone(), label.clone()))
         .collect();
+    why.extend(base::timing(&recorded));
+    why.extend(compat.iter().flat_map(|(_, names)| base::timing(names)));
     let label = |name: String, why: &str| (name, why.to_owned());
     why.extend(recorded.into_iter().map(|name| label(name, RECORDED)));
     if let Some((arch, names)) = compat {

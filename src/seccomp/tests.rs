@@ -270,6 +270,14 @@ fn only_uses_of_traced_runs_count() {
 }
 
 #[test]
+fn what_timing_adds_is_allowed_and_labelled() {
+    let recorded = profile("x86_64", &[("wait4", kind::CALL, "start")]);
+    let list = allowlist(&recorded, &Policy::default()).unwrap();
+    assert_eq!(list.why["rt_sigsuspend"], "base set: timing beside wait4");
+    assert!(!list.why.contains_key("readv"));
+}
+
+#[test]
 fn allow_goes_further_and_must_name_a_call() {
     let recorded = profile("x86_64", &[("read", kind::CALL, "start")]);
     let allow = |names: &[&str]| {

@@ -88,6 +88,13 @@ fn without_sys_admin_it_says_what_is_lost() {
     }
     assert!(row(&rows, "capabilities")["detail"].as_str().unwrap().contains("SYS_ADMIN"));
     assert_eq!(row(&rows, "root")["ok"], true);
+    // Podman would have left a process that keeps a user namespace.
+    let ours = std::fs::read_link("/proc/self/ns/user").unwrap();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        let ns = std::fs::read_link(process.path().join("ns/user")).unwrap_or(ours.clone());
+        assert!(ns == ours || !status.starts_with("Name:\tpodman"), "{status}");
+    }
 }
 
 #[test]

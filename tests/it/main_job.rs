@@ -253,19 +253,45 @@ fn verification_catches_mutations() {
         sh("cp", &["-a", pristine.to_str().unwrap(), layout.to_str().unwrap()]);
     }
 
+    disallow(&place, "fadvise64");
+    let (code, said) = verify(true);
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("fadvise64"), "{said}");
+}
+
+/// A shell that sleeps for its child may try for ever where it may not sleep.
+#[test]
+fn a_slim_image_that_never_ends_fails_its_verification() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    let waits = "$SLIM_EXEC sh -c 'sleep 0.3 & wait'";
+    let (code, said) = place.trace(&["--no-restart"], waits);
+    assert_eq!(code, 0, "{said}");
+    disallow(&place, "rt_sigsuspend");
+    let mut command = slim(place.path());
+    command.args(["verify", "slim-out", "--image", "oci:image", "--store", "store"]);
+    command.args(["--no-restart", "--script-timeout", "3", "--", "./coverage.sh"]);
+    let (code, said) = outcome(&command.output().unwrap());
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("did not end within 3 s; on the original it took"), "{said}");
+    assert!(said.contains("rt_sigsuspend"), "{said}");
+    nothing_is_left();
+}
+
+/// Takes a call out of the flat filter.
+fn disallow(place: &Place, call: &str) {
     let filter = place.out("seccomp.oci.json");
     let text = std::fs::read_to_string(&filter).unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     for rule in value["syscalls"].as_array_mut().unwrap() {
         if rule["action"] == "SCMP_ACT_ALLOW" {
             let names = rule["names"].as_array_mut().unwrap();
-            names.retain(|name| name != "fadvise64");
+            names.retain(|name| name != call);
         }
     }
     std::fs::write(&filter, value.to_string()).unwrap();
-    let (code, said) = verify(true);
-    assert_eq!(code, 8, "{said}");
-    assert!(said.contains("fadvise64"), "{said}");
 }
 
 /// Changes the root file system of a layout with a shell command; `{}` is its root.

@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::model::{Lack, Offer};
 use crate::runtime::engine::look_up;
+use crate::runtime::spec::caps;
 
 /// The first line that `program` prints, or the last thing it complained about.
 fn first_line(program: &str, args: &[&str]) -> Result<String, String> {
@@ -39,10 +40,17 @@ pub(super) fn docker() -> Offer {
 }
 
 /// Podman, asked: it has no engine that would have to run.
+///
+/// Without `CAP_SYS_ADMIN` it is asked its version only: for anything else it would start a process
+/// that keeps its user namespace and stays.
 pub(super) fn podman() -> Offer {
     let format = "{{.Version.Version}}, {{.Host.OCIRuntime.Name}}, cgroup manager {{.Host.CgroupManager}} \
                   ({{.Host.CgroupsVersion}})";
-    let found = first_line("podman", &["info", "--format", format]);
+    let args: &[&str] = match caps::effective().contains(&"SYS_ADMIN") {
+        true => &["info", "--format", format],
+        false => &["--version"],
+    };
+    let found = first_line("podman", args);
     let costs = "nothing: slim needs no engine, its results load into one";
     Offer::new("podman", found.map_err(|why| Lack::new(why, costs, "install podman")))
 }
