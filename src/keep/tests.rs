@@ -1,6 +1,7 @@
 //! Small trees by hand, and what stays of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -34,10 +35,10 @@ impl Image {
     fn put(mut self, at: &str, kind: NodeKind) -> Self {
         for parent in path(at).ancestors().filter(|p| !p.is_root()) {
             let inode = self.0.nodes.len() as u64 + 1;
-            self.0.nodes.entry(parent).or_insert_with(|| node(NodeKind::Dir, inode));
+            self.0.nodes.entry(parent).or_insert_with(|| node(NodeKind::Dir, inode).into());
         }
         let inode = self.0.nodes.len() as u64 + 1;
-        self.0.nodes.insert(path(at), node(kind, inode));
+        self.0.nodes.insert(path(at), node(kind, inode).into());
         self
     }
 
@@ -313,7 +314,7 @@ fn uses_that_do_not_count() {
 fn one_name_of_a_hard_link_group_is_enough() {
     let mut image = Image::default().file("/a").file("/b").file("/c");
     let inode = image.0.nodes[&path("/a")].inode;
-    image.0.nodes.get_mut(&path("/b")).unwrap().inode = inode;
+    Arc::make_mut(image.0.nodes.get_mut(&path("/b")).unwrap()).inode = inode;
     insta::assert_snapshot!(decided(&touched(&["/b"]), image), @"/b: touched");
 }
 
@@ -374,10 +375,10 @@ fn static_findings(edit: impl FnOnce(&mut Tree, &mut KeepSet)) -> Vec<String> {
     let mut image =
         Image::default().file("/d/a").file("/d/b").link("/d/l", "a").put("/f", NodeKind::Fifo).0;
     let inode = image.nodes[&path("/d/a")].inode;
-    image.nodes.get_mut(&path("/d/b")).unwrap().inode = inode;
+    Arc::make_mut(image.nodes.get_mut(&path("/d/b")).unwrap()).inode = inode;
     let (mut slim, mut keep) = (image.clone(), kept(&image));
     // Inode numbers of two trees have nothing to do with each other.
-    slim.nodes.values_mut().for_each(|n| n.inode += 100);
+    slim.nodes.values_mut().for_each(|n| Arc::make_mut(n).inode += 100);
     edit(&mut slim, &mut keep);
     let said = |f: Finding| format!("{} {}", f.subject, f.what);
     verify_static(&image, &slim, &keep).into_iter().map(said).collect()
@@ -387,7 +388,10 @@ fn static_findings(edit: impl FnOnce(&mut Tree, &mut KeepSet)) -> Vec<String> {
 fn static_verification_sees_each_difference() {
     assert_eq!(static_findings(|_, _| {}), Vec::<String>::new());
     let edit = |at: &'static str, change: fn(&mut Node)| {
-        static_findings(move |slim, _| change(slim.nodes.get_mut(&path(at)).unwrap())).join("; ")
+        static_findings(move |slim, _| {
+            change(Arc::make_mut(slim.nodes.get_mut(&path(at)).unwrap()))
+        })
+        .join("; ")
     };
     let said = [
         edit("/d/l", |n| n.mode = 0o4755),

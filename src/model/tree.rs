@@ -1,6 +1,7 @@
 //! What an image's root file system holds once all layers are applied.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,8 @@ use super::{DiffId, Digest, RootPath};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tree {
     /// Every path but the root, sorted. Parents that no layer names are present too (`implied`).
-    pub nodes: BTreeMap<RootPath, Node>,
+    /// Copies of a tree share nodes, and the map's rooms, of which half are empty, stay small.
+    pub nodes: BTreeMap<RootPath, Arc<Node>>,
     /// The layers, lowest first; [`Node::layer`] counts in here.
     pub layers: Vec<DiffId>,
 }
@@ -117,7 +119,7 @@ pub struct Resolved {
 impl Tree {
     /// The node at a real path; the root itself has none.
     pub fn get(&self, path: &RootPath) -> Option<&Node> {
-        self.nodes.get(path)
+        self.nodes.get(path).map(Arc::as_ref)
     }
 
     /// True if the tree has this real path (the root always).
@@ -251,7 +253,7 @@ mod tests {
                 inode,
                 implied: false,
             };
-            tree.nodes.insert(RootPath::parse(path.as_bytes()).unwrap(), node);
+            tree.nodes.insert(RootPath::parse(path.as_bytes()).unwrap(), node.into());
         }
         tree
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::model::{DiffId, Digest, Node, NodeKind, RootPath, Tree};
 
@@ -20,7 +21,7 @@ pub struct Stack {
     /// Paths of this layer below which nothing of the layers below shows.
     cut: BTreeSet<RootPath>,
     /// What whiteouts of this layer removed: its own links may still name it, whatever the order.
-    hidden: BTreeMap<RootPath, Node>,
+    hidden: BTreeMap<RootPath, Arc<Node>>,
     depends: bool,
 }
 
@@ -71,9 +72,7 @@ impl Stack {
     }
 
     /// The tree with all layers applied.
-    pub fn into_tree(mut self) -> Tree {
-        // built in order, every node of the map is full; inserted one by one, half of them were
-        self.tree.nodes = std::mem::take(&mut self.tree.nodes).into_iter().collect();
+    pub fn into_tree(self) -> Tree {
         self.tree
     }
 
@@ -82,7 +81,7 @@ impl Stack {
         let EntryKind::File { content: Some(digest), facts: known, .. } = &entry.kind else {
             return;
         };
-        let node = self.tree.nodes.get_mut(path).map(|node| &mut node.kind);
+        let node = self.tree.nodes.get_mut(path).map(|node| &mut Arc::make_mut(node).kind);
         if let Some(NodeKind::File { content, facts, .. }) = node {
             (*content, *facts) = (*digest, known.clone());
         }
@@ -176,7 +175,7 @@ impl Stack {
                         self.cut.insert(parent.clone());
                     }
                     let node = Node { implied: true, ..self.node(NodeKind::Dir, &Meta::implied()) };
-                    self.tree.nodes.insert(parent, node);
+                    self.tree.nodes.insert(parent, node.into());
                 }
             }
         }
@@ -204,7 +203,7 @@ impl Stack {
             Some(old) if old.kind == NodeKind::Dir => node.inode = old.inode,
             _ => self.remove(&path),
         }
-        self.tree.nodes.insert(path.clone(), node);
+        self.tree.nodes.insert(path.clone(), node.into());
         Applied::Dir(path)
     }
 
@@ -224,7 +223,7 @@ impl Stack {
         };
         let node = self.node(kind, &entry.meta);
         let inode = node.inode;
-        self.tree.nodes.insert(path.clone(), node);
+        self.tree.nodes.insert(path.clone(), node.into());
         Applied::New { path, inode }
     }
 
@@ -235,7 +234,7 @@ impl Stack {
         entry: &Entry,
     ) -> Result<Applied, LayerError> {
         let target = self.real(target, entry)?;
-        let found = self.tree.get(&target).or_else(|| self.hidden.get(&target));
+        let found = self.tree.nodes.get(&target).or_else(|| self.hidden.get(&target));
         let Some(node) = found.cloned() else {
             let why = format!("a hard link to {target}, which no layer up to here has");
             return Err(self.refuse(entry, &why));
@@ -254,12 +253,13 @@ impl Stack {
             }
             self.make_room(&path);
         }
-        let same = |(name, n): (&RootPath, &Node)| (n.inode == inode).then(|| name.clone());
+        let same = |(name, n): (&RootPath, &Arc<Node>)| (n.inode == inode).then(|| name.clone());
         let others: Vec<RootPath> =
             self.tree.nodes.iter().filter_map(same).filter(|name| *name != path).collect();
         self.depends |= node.layer < self.layer();
         let from = (target, node.layer);
-        self.tree.nodes.insert(path.clone(), Node { layer: self.layer(), ..node });
+        let node = Node { layer: self.layer(), ..Arc::unwrap_or_clone(node) };
+        self.tree.nodes.insert(path.clone(), node.into());
         Ok(Applied::Link { path, inode, others, from })
     }
 
@@ -325,7 +325,7 @@ impl Stack {
 
     fn imply(&mut self, path: &RootPath) {
         let node = Node { implied: true, ..self.node(NodeKind::Dir, &Meta::implied()) };
-        self.tree.nodes.insert(path.clone(), node);
+        self.tree.nodes.insert(path.clone(), node.into());
     }
 }
 
@@ -373,7 +373,7 @@ mod tests {
     }
 
     fn names(stack: &Stack) -> String {
-        let line = |(path, node): (&RootPath, &Node)| {
+        let line = |(path, node): (&RootPath, &Arc<Node>)| {
             let implied = if node.implied { "?" } else { "" };
             format!("{path}{implied}@{}", node.layer)
         };

@@ -6,7 +6,7 @@ use crate::emit::{self, ImageFormat};
 use crate::keep::{self, Finding};
 use crate::model::{Policy, Profile};
 use crate::oci::Image;
-use crate::rootfs::{Rootfs, RunDir, Store};
+use crate::rootfs::{RunDir, Shelf, Store};
 use crate::runtime::{self, RunOptions};
 use crate::seccomp;
 use crate::source;
@@ -57,9 +57,9 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     if let Some(tag) = &spec.tag {
         super::tag::check(tag)?;
     }
-    let work = Work::open(spec, reporter)?;
+    let mut work = Work::open(spec, reporter)?;
     let mut profile = Profile::new(identity(&work.image));
-    let mut summary = Summary::of(&work.image, &work.rootfs.tree, &profile, &spec.policy);
+    let mut summary = Summary::of(&work.image, work.shelf.tree()?, &profile, &spec.policy);
     summary.warnings.clone_from(&work.store_warnings);
     let first = work.record(&mut profile, &mut summary)?;
     let mut failure = first.failure;
@@ -141,7 +141,9 @@ struct Work<'a> {
     spec: &'a TraceSpec,
     reporter: &'a dyn Reporter,
     image: Image,
-    rootfs: Rootfs,
+    /// Folders with the unpacked layers, lowest first.
+    lowers: Vec<PathBuf>,
+    shelf: Shelf,
     run_dir: RunDir,
     results: Results,
     store_warnings: Vec<String>,
@@ -164,23 +166,36 @@ impl<'a> Work<'a> {
         keep::decide(&nothing, &rootfs.tree, &image.config, &spec.policy)?;
         let mut store_warnings = runtime::rootless_warnings();
         store_warnings.extend(store.warnings());
-        Ok(Self { spec, reporter, image, rootfs, run_dir, results, store_warnings, _store: store })
+        let shelf = Shelf::new(rootfs.tree, &run_dir.path.join("tree"));
+        let lowers = rootfs.lowers;
+        Ok(Self {
+            spec,
+            reporter,
+            image,
+            lowers,
+            shelf,
+            run_dir,
+            results,
+            store_warnings,
+            _store: store,
+        })
     }
 
     /// Records the original once and joins what it saw to `profile`.
     fn record(
-        &self,
+        &mut self,
         profile: &mut Profile,
         summary: &mut Summary,
     ) -> Result<Recorded, PipelineError> {
         summary.recordings += 1;
+        self.shelf.put_away()?;
         let folder = self.run_dir.path.join(format!("trace-{}", summary.recordings));
         std::fs::create_dir_all(&folder).map_err(super::io_at("cannot make", &folder))?;
         let input = RunInput {
             spec: &self.spec.run,
             image: &self.image,
             image_name: self.image.name.clone().unwrap_or_else(|| self.spec.image.clone()),
-            lowers: self.rootfs.lowers.clone(),
+            lowers: self.lowers.clone(),
             run_dir: &folder,
             purpose: "trace",
             seccomp: filter_of(&self.spec.run.options)?,
@@ -194,7 +209,7 @@ impl<'a> Work<'a> {
             self.results.remove_products()?;
         }
         let mut outcome = outcome?;
-        outcome.fold(profile, &self.rootfs.tree)?;
+        outcome.fold(profile, self.shelf.tree()?)?;
         for warning in &outcome.warnings {
             if !summary.warnings.contains(warning) {
                 summary.warnings.push(warning.clone());
@@ -212,13 +227,13 @@ impl<'a> Work<'a> {
     /// Decides and writes the image beside its final place.
     fn produce(&self, profile: &Profile) -> Result<Product, PipelineError> {
         self.reporter.step("building the slim image");
-        let keep = keep::decide(profile, &self.rootfs.tree, &self.image.config, &self.spec.policy)?;
+        let tree = self.shelf.tree()?;
+        let keep = keep::decide(profile, tree, &self.image.config, &self.spec.policy)?;
         log_reasons(&keep);
         let allowlist = seccomp::allowlist(profile, &self.spec.policy)?;
         let tag = self.spec.tag.clone().unwrap_or_else(|| slim_tag(self.image.name.as_deref()));
         let file = self.results.path(".image.slim-partial");
-        let written =
-            emit::write_image(&self.image, &self.rootfs.tree, &keep, &tag, self.spec.format, &file);
+        let written = emit::write_image(&self.image, tree, &keep, &tag, self.spec.format, &file);
         Ok(Product { keep, allowlist, emitted: written?, file, tag })
     }
 
@@ -231,7 +246,7 @@ impl<'a> Work<'a> {
         self.reporter.step("verifying the slim image");
         let candidate = Candidate {
             original: &self.image,
-            tree: &self.rootfs.tree,
+            tree: self.shelf.tree()?,
             profile,
             keep: &product.keep,
             image: open_file(&product.file)?,
@@ -248,7 +263,8 @@ impl<'a> Work<'a> {
         summary: &mut Summary,
         product: Option<&Product>,
     ) -> Result<(), PipelineError> {
-        let decided = Summary::of(&self.image, &self.rootfs.tree, profile, &self.spec.policy);
+        let tree = self.shelf.tree()?;
+        let decided = Summary::of(&self.image, tree, profile, &self.spec.policy);
         summary.complete = decided.complete;
         summary.losses = decided.losses;
         summary.syscalls = decided.syscalls;
@@ -258,7 +274,7 @@ impl<'a> Work<'a> {
         if let Some(product) = product {
             self.results.place(&product.file, &self.results.image(self.spec.format))?;
             self.results.seccomp(&product.allowlist)?;
-            summary.produced(&self.rootfs.tree, product);
+            summary.produced(tree, product);
         } else {
             discard(&self.results.path(".image.slim-partial"));
         }

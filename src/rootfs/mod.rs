@@ -14,10 +14,13 @@ mod changes;
 mod content;
 mod housekeeping;
 mod limits;
+mod lines;
+mod shelf;
 mod store;
 mod writer;
 
 pub use housekeeping::{Cleaned, StoredLayer};
+pub use shelf::Shelf;
 pub use store::{RunDir, Store};
 
 /// Why layers could not be unpacked or indexed.

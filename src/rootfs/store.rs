@@ -1,4 +1,4 @@
-//! The store: `layers/KEY/{fs,entries.json,lock}` and `runs/ID/{…,lock}`, and the locks on them.
+//! The store: `layers/KEY/{fs,layer.json,entries,lock}` and `runs/ID/{…,lock}`, and the locks on them.
 //!
 //! A whole layer has its final name; whatever has a temporary one is being written, or was by a
 //! process that died. Locks are `flock(2)`s, so they end with the process whatever happens to it.
@@ -16,13 +16,16 @@ use crate::oci::layer::Entry;
 use crate::oci::{Image, layer};
 
 use super::limits::{self, Lacking};
+use super::lines::{self, Lines};
 use super::writer::Writer;
 use super::{Rootfs, RootfsError};
 
 const DEFAULT: &str = "/var/lib/slim";
 const NAME: &str = "slim";
 pub(super) const TEMPORARY: &str = ".tmp-";
-const SCHEMA: u32 = 1;
+const INDEX: &str = "layer.json";
+const ENTRIES: &str = "entries";
+const SCHEMA: u32 = 2;
 
 /// The folder with unpacked layers and the scratch space of runs.
 pub struct Store {
@@ -41,7 +44,8 @@ pub struct RunDir {
     _lock: File,
 }
 
-/// What a layer holds, so that a second run need not read it again.
+/// What is known of a layer beside its entries, which `entries` has line by line, so that a second
+/// run need not read it again.
 #[derive(Serialize, Deserialize)]
 struct LayerIndex {
     schema: u32,
@@ -50,7 +54,8 @@ struct LayerIndex {
     owners: String,
     #[serde(default)]
     lacking: Lacking,
-    entries: Vec<Entry>,
+    /// How many entries there are.
+    entries: u64,
 }
 
 impl Store {
@@ -182,10 +187,13 @@ impl Store {
             let Some((index, used)) = self.read_index(candidate) else { continue };
             let mut next = stack.clone();
             next.begin_layer(diff_id);
-            for entry in &index.entries {
-                next.apply(entry)?;
+            let mut number = 0;
+            let Ok(entries) = lines::read::<Entry>(&candidate.join(ENTRIES)) else { continue };
+            for entry in entries.map_while(Result::ok) {
+                next.apply(&entry)?;
+                number += 1;
             }
-            if next.depends() == (candidate == &chained) {
+            if number == index.entries && next.depends() == (candidate == &chained) {
                 *stack = next;
                 self.lack(&index.lacking);
                 self.keep(used);
@@ -198,7 +206,7 @@ impl Store {
     fn read_index(&self, folder: &Path) -> Option<(LayerIndex, File)> {
         let used = File::open(folder.join("lock")).ok()?;
         rustix::fs::flock(&used, FlockOperation::LockShared).ok()?;
-        let raw = std::fs::read(folder.join("entries.json")).ok()?;
+        let raw = std::fs::read(folder.join(INDEX)).ok()?;
         let index: LayerIndex = serde_json::from_slice(&raw).ok()?;
         (index.schema == SCHEMA && index.owners == limits::owners()).then_some((index, used))
     }
@@ -309,18 +317,23 @@ fn fill(
     let mut writer = Writer::new(&fs)?;
     stack.begin_layer(image.layers[at].diff_id);
     let mut stream = layer::open(image, at)?;
-    let mut entries = Vec::new();
+    let list = folder.join(ENTRIES);
+    let unwritten = |e| RootfsError::io("write", &list, e);
+    let mut lines = Lines::create(&list).map_err(unwritten)?;
+    let mut entries = 0;
     while let Some(mut entry) = stream.next_entry()? {
         writer.place(stack, &mut entry, &mut stream, lowers)?;
-        entries.push(entry);
+        lines.put(&entry).map_err(unwritten)?;
+        entries += 1;
         progress(stream.bytes_read());
         if crate::sys::signals::interrupted() {
             return Err(RootfsError::Interrupted);
         }
     }
     stream.finish()?;
+    lines.finish().map_err(unwritten)?;
     let lacking = writer.finish(stack)?;
-    let path = folder.join("entries.json");
+    let path = folder.join(INDEX);
     let owners = limits::owners();
     let index = LayerIndex { schema: SCHEMA, owners, lacking, entries };
     let bytes = serde_json::to_vec(&index).map_err(std::io::Error::from);

@@ -3,9 +3,11 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapError};
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+
+use super::ring::BpfRing;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../record/bpf/slim.bpf.o");
 
@@ -80,6 +82,8 @@ pub enum BpfError {
     Map { name: &'static str, source: MapError },
     #[error("the BPF object has no {0}")]
     Absent(&'static str),
+    #[error("the ring of events cannot be mapped")]
+    Ring(#[source] std::io::Error),
 }
 
 /// The loaded object. Dropping it detaches everything.
@@ -87,6 +91,7 @@ pub struct Bpf {
     ebpf: Ebpf,
     /// Parts that this kernel takes.
     parts: Vec<&'static Part>,
+    ring_bytes: u32,
 }
 
 impl Bpf {
@@ -103,7 +108,7 @@ impl Bpf {
         loader.map_max_entries("ring", ring_bytes).map_max_entries("tasks", process_ids());
         loader.map_max_entries("threads", tasks).map_max_entries("unused", tasks);
         let ebpf = loader.btf(Some(&btf)).load(OBJECT)?;
-        let mut bpf = Self { ebpf, parts: Vec::new() };
+        let mut bpf = Self { ebpf, parts: Vec::new(), ring_bytes };
         bpf.set_array("state", 0, State { size: tasks, ..State::default() })?;
         for part in &PARTS {
             if let Need::Instead(of) = part.need
@@ -153,10 +158,12 @@ impl Bpf {
     }
 
     /// The ring of events; once.
-    pub fn ring(&mut self) -> Result<Ring, BpfError> {
-        let map = self.ebpf.take_map("ring").ok_or(BpfError::Absent("ring"))?;
-        let ring = RingBuf::try_from(map);
-        Ok(Ring(ring.map_err(|source| BpfError::Map { name: "ring", source })?))
+    pub fn ring(&mut self) -> Result<BpfRing, BpfError> {
+        let Some(Map::RingBuf(map)) = self.ebpf.take_map("ring") else {
+            return Err(BpfError::Absent("ring"));
+        };
+        let fd = map.fd().as_fd().try_clone_to_owned();
+        fd.and_then(|fd| BpfRing::map(fd, self.ring_bytes as usize)).map_err(BpfError::Ring)
     }
 
     /// Whose subtree is recorded, the phase, and how the reader is found.
@@ -307,24 +314,6 @@ fn end_of(log: &str) -> String {
     let text = lines[lines.len().saturating_sub(3)..].join(" | ");
     let cut = (text.len().saturating_sub(500)..).find(|at| text.is_char_boundary(*at));
     text[cut.unwrap_or(0)..].to_owned()
-}
-
-/// The ring of events.
-pub struct Ring(RingBuf<MapData>);
-
-impl Ring {
-    /// Hands out the events that are there, in order.
-    pub fn drain(&mut self, mut sink: impl FnMut(&[u8])) {
-        while let Some(item) = self.0.next() {
-            sink(&item);
-        }
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
 }
 
 #[cfg(test)]

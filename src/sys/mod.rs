@@ -17,6 +17,7 @@ pub mod passing;
 pub mod perf;
 pub mod probe;
 pub mod process;
+pub mod ring;
 pub mod seccomp;
 pub mod signals;
 pub mod userns;

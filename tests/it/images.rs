@@ -28,7 +28,7 @@ fn essence(tree: &Tree) -> BTreeMap<RootPath, (Node, RootPath)> {
     let mut essence = BTreeMap::new();
     for (path, node) in &tree.nodes {
         let group = first.entry(node.inode).or_insert_with(|| path.clone()).clone();
-        let node = Node { layer: 0, inode: 0, ..node.clone() };
+        let node = Node { layer: 0, inode: 0, ..Node::clone(node) };
         essence.insert(path.clone(), (node, group));
     }
     essence

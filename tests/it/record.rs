@@ -179,7 +179,7 @@ fn index(lower: &Path) -> Tree {
             inode: meta.ino(),
             implied: false,
         };
-        tree.nodes.insert(RootPath::parse(path.as_bytes()).unwrap(), node);
+        tree.nodes.insert(RootPath::parse(path.as_bytes()).unwrap(), node.into());
     }
     tree
 }

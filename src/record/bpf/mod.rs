@@ -15,7 +15,8 @@ use super::event::Event;
 use super::gather::phase_number;
 use super::source::{Control, Ends, Lost, Source, Start};
 use crate::model::Phase;
-use crate::sys::bpf::{Bpf, BpfError, Config, Ring};
+use crate::sys::bpf::{Bpf, BpfError, Config};
+use crate::sys::ring::BpfRing;
 
 /// Bytes of the ring between kernel and reader. What finds it full is counted (`ring_full`).
 pub(super) const RING_BYTES: u32 = 16 << 20;
@@ -56,7 +57,7 @@ pub(super) fn probe() -> Result<(), RecordError> {
 }
 
 struct Events {
-    ring: Ring,
+    ring: BpfRing,
     decoder: Decoder,
 }
 
