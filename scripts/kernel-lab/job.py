@@ -75,6 +75,7 @@ def coverage(image):
 def trace(check, image, *options):
     """Traces an image end to end; what is wanted is complete and verified."""
     out = "%s/%s" % (WORK, image) if not options else "%s/%s-%s" % (WORK, check, image)
+    shutil.rmtree(out, ignore_errors=True)  # an earlier run's
     tag = ["--tag", "docker.io/slimmed/%s:latest" % image]
     text = run(check, trace_argv(image, *tag, "-o", out, *options, *coverage(image)))
     with open(out + "/summary.json") as f:
@@ -83,9 +84,31 @@ def trace(check, image, *options):
         raise Failed("incomplete: %s" % summary["losses"])
     if summary["verified"] != {"static": True, "dynamic": True}:
         raise Failed("verified is %s" % summary["verified"])
+    if not options:
+        keep_made(image, out)
     files = summary["files"]
     return "%d → %d files, %d calls recorded%s" % (files["before"], files["after"], summary["syscalls"]["recorded"],
                                                   ", recorded again" if "once more" in text else "")
+
+
+def keep_made(image, out):
+    """Leaves what a trace made to a later run: engines are given it there, should this machine be stopped before."""
+    made = "%s/made/%s" % (RESULT, image)
+    shutil.rmtree(made, ignore_errors=True)
+    os.makedirs(made)
+    for name in ("image.tar", "seccomp.json", "profile.json", "summary.json"):
+        shutil.copyfile(out + "/" + name, made + "/" + name)
+    with open(made + "/commit", "w") as f:
+        f.write(SETTINGS["commit"])
+
+
+def made_before(image):
+    """Words for a result, where the image was made by an earlier run."""
+    try:
+        with open("%s/%s/commit" % (WORK, image)) as f:
+            return "; the image was made by %s on this kernel" % f.read().strip()
+    except OSError:
+        return ""
 
 
 def tests(check, name, *more):
@@ -139,6 +162,7 @@ def engine(check, name, image):
     if passed == 0 or len(wrong) > len(slow):
         raise Failed(tail(text))
     said = "coverage, %d assertions, %s" % (passed, "once" if small else "again after a stop and a start")
+    said += made_before(image)
     return said + ("; slow to stop (%s)" % ", ".join(re.findall(r"after (\d+ s)", " ".join(slow))) if slow else "")
 
 
@@ -398,6 +422,8 @@ def main():
     os.makedirs(WORK)
     for old in glob.glob(RESULT + "/*.txt"):
         os.remove(old)
+    if os.path.isdir(JOB + "/made"):
+        shutil.copytree(JOB + "/made", WORK, dirs_exist_ok=True)
     if not os.path.ismount("/sys/kernel/security"):
         subprocess.run(["mount", "-t", "securityfs", "none", "/sys/kernel/security"], stderr=subprocess.DEVNULL)
     if cgroup_mode()[0] == "hybrid":
