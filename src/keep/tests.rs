@@ -99,7 +99,7 @@ fn touched(files: &[&str]) -> Profile {
     for file in files {
         let access = access(kind::OPEN, "start");
         let cell = FileCell { layer: None, content: None, access, extra: SortedMap::default() };
-        profile.files.insert(path(file), cell);
+        profile.files.insert(path(file), cell.into());
     }
     profile
 }

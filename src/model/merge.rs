@@ -46,7 +46,7 @@ impl Profile {
         }
         for (path, theirs) in other.files {
             match self.files.get_mut(&path) {
-                Some(ours) => ours.join(theirs),
+                Some(ours) => ours.join(*theirs),
                 None => drop(self.files.insert(path, theirs)),
             }
         }

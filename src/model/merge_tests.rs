@@ -76,7 +76,7 @@ fn paths() -> impl Strategy<Value = BTreeMap<RootPath, Access>> {
 }
 
 /// A cell's layer and content follow from its path: profiles of one image agree on them.
-fn cells() -> impl Strategy<Value = BTreeMap<RootPath, FileCell>> {
+fn cells() -> impl Strategy<Value = BTreeMap<RootPath, Box<FileCell>>> {
     let cell = (access(), any::<bool>(), extra());
     btree_map(path(), cell, 0..4).prop_map(|map| {
         let cell = |path: &RootPath, access, knows: bool, extra| FileCell {
@@ -85,7 +85,7 @@ fn cells() -> impl Strategy<Value = BTreeMap<RootPath, FileCell>> {
             access,
             extra: Extra::into_iter(extra).collect(),
         };
-        map.into_iter().map(|(p, (a, knows, e))| (p.clone(), cell(&p, a, knows, e))).collect()
+        map.into_iter().map(|(p, (a, knows, e))| (p.clone(), cell(&p, a, knows, e).into())).collect()
     })
 }
 
@@ -226,8 +226,8 @@ fn a_file_that_differs_is_a_conflict_and_changes_nothing() {
     };
     let path = RootPath::parse(b"/a").unwrap();
     let (mut ours, mut theirs) = (Profile::new(identity()), Profile::new(identity()));
-    ours.files.insert(path.clone(), cell(b"1"));
-    theirs.files.insert(path, cell(b"2"));
+    ours.files.insert(path.clone(), cell(b"1").into());
+    theirs.files.insert(path, cell(b"2").into());
     theirs.image.names.insert("x:1".into());
     let before = ours.clone();
     assert!(matches!(ours.merge(theirs), Err(MergeError::Conflict { .. })));

@@ -28,9 +28,10 @@ pub struct Profile {
     pub image: ImageIdentity,
     #[serde(default)]
     pub runs: BTreeMap<RunId, RunRecord>,
-    /// Paths of the image (all layers applied) that were used, symlinks walked included.
+    /// Paths of the image (all layers applied) that were used, symlinks walked included. Boxed, so
+    /// that the map's empty rooms are small.
     #[serde(default)]
-    pub files: BTreeMap<RootPath, FileCell>,
+    pub files: BTreeMap<RootPath, Box<FileCell>>,
     /// Lookups that failed: never a reason to keep anything. By absolute path.
     #[serde(default)]
     pub missing: BTreeMap<RootPath, Access>,

@@ -103,15 +103,12 @@ impl Fold<'_> {
             _ => None,
         };
         let layer = if node.implied { None } else { self.tree.layers.get(node.layer).copied() };
-        let cell = self.profile.files.entry(path.clone()).or_insert_with(|| FileCell {
-            layer,
-            content,
-            access: Default::default(),
-            extra: Default::default(),
-        });
+        let make =
+            || FileCell { layer, content, access: Default::default(), extra: Default::default() };
+        let cell = self.profile.files.entry(path.clone()).or_insert_with(|| make().into());
         let read = matches!(&*what, kind::OPEN | kind::EXEC | kind::MAP);
         note(&mut cell.access, what, self.run, &self.users.seen(by));
-        if read && content.is_some() && by.phase == Phase::Start {
+        if read && content.is_some() && by.phase() == Phase::Start {
             let at = by.time.saturating_sub(self.start);
             let first = self.touches.entry(path.clone()).or_insert(at);
             *first = at.min(*first);
@@ -201,11 +198,11 @@ impl Fold<'_> {
 
     /// Where a path leads in the tree, and whether that lies on the overlay.
     fn locate(&self, used: &PathUse, follow: bool) -> Option<(Resolved, Place)> {
-        let root = RootPath::parse(&used.root)?;
-        let base = RootPath::parse(&used.base)?;
+        let root = RootPath::parse(&used.place.root)?;
+        let base = RootPath::parse(&used.place.base)?;
         // a call that changes the mounts found its paths by those before
         let time = used.by.time;
-        let mounts = self.mounts.get(&used.mnt_ns);
+        let mounts = self.mounts.get(&used.place.mnt_ns);
         let table = match op_of(used).is_some_and(|call| calls::changes_mounts(call.name)) {
             true => mounts.and_then(|m| m.before(time)),
             false => mounts.and_then(|m| m.at(time)),

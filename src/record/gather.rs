@@ -68,7 +68,7 @@ impl Process {
 }
 
 /// What a process ran at a time. Shared by all that it used meanwhile.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Who {
     exe: String,
     argv0: String,
@@ -76,30 +76,16 @@ pub struct Who {
     pids: Vec<u32>,
 }
 
-/// Who used a thing, when, and who says so; small, because there are as many as things used.
-#[derive(Debug, Clone)]
-pub struct By {
+/// Who used a thing, in which phase, and who says so.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct User {
     who: Arc<Who>,
-    pub uid: u32,
-    pub phase: Phase,
-    /// ns, `CLOCK_MONOTONIC`.
-    pub time: u64,
-    pub backend: &'static str,
+    uid: u32,
+    phase: Phase,
+    backend: &'static str,
 }
 
-/// The backend that opens come from.
-pub const FANOTIFY: &str = "fanotify";
-
-impl By {
-    /// A use by somebody that nothing names.
-    pub fn nobody(phase: Phase) -> Self {
-        Self { who: Arc::default(), uid: 0, phase, time: now(), backend: FANOTIFY }
-    }
-
-    pub fn is_runtime(&self) -> bool {
-        self.phase == Phase::Runtime
-    }
-
+impl User {
     /// As profiles have it but for the time.
     fn first_use(&self) -> FirstUse {
         FirstUse {
@@ -114,18 +100,73 @@ impl By {
     }
 }
 
+/// Who used a thing and when; small, because there are as many as things used.
+#[derive(Debug, Clone)]
+pub struct By {
+    user: Arc<User>,
+    /// ns, `CLOCK_MONOTONIC`.
+    pub time: u64,
+}
+
+/// The backend that opens come from.
+pub const FANOTIFY: &str = "fanotify";
+
+impl By {
+    /// A use by somebody that nothing names.
+    pub fn nobody(phase: Phase) -> Self {
+        let user = User { who: Arc::default(), uid: 0, phase, backend: FANOTIFY };
+        Self { user: user.into(), time: now() }
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.user.phase
+    }
+
+    pub fn backend(&self) -> &'static str {
+        self.user.backend
+    }
+
+    pub fn is_runtime(&self) -> bool {
+        self.phase() == Phase::Runtime
+    }
+}
+
+/// Equal things that many share, each kept once.
+#[derive(Debug)]
+struct Shared<T>(HashSet<Arc<T>>);
+
+impl<T: Eq + Hash> Shared<T> {
+    /// Things kept in mind; more come of storms of processes, which use little each.
+    const MOST: usize = 4096;
+
+    fn of(&mut self, thing: T) -> Arc<T> {
+        if let Some(shared) = self.0.get(&thing) {
+            return Arc::clone(shared);
+        }
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        let shared = Arc::new(thing);
+        self.0.insert(Arc::clone(&shared));
+        shared
+    }
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self(HashSet::new())
+    }
+}
+
 /// Users as profiles have them, each made once: most things are used by few.
 pub struct Users {
     start: u64,
     /// By the address of the user, who is kept alive for that.
-    made: HashMap<User, (Arc<Who>, Seen)>,
+    made: HashMap<usize, (Arc<User>, Seen)>,
 }
 
-/// Address, user id, phase and backend.
-type User = (usize, u32, Phase, &'static str);
-
 impl Users {
-    /// Users kept in mind; more come of storms of processes, which use little each.
+    /// Users kept in mind, as in [`Shared`].
     const MOST: usize = 4096;
 
     /// For a recorder that started at `start`.
@@ -138,9 +179,8 @@ impl Users {
         if self.made.len() >= Self::MOST {
             self.made.clear();
         }
-        let key = (Arc::as_ptr(&by.who).addr(), by.uid, by.phase, by.backend);
-        let make = || (Arc::clone(&by.who), by.first_use().into());
-        let (_, seen) = self.made.entry(key).or_insert_with(make);
+        let make = || (Arc::clone(&by.user), by.user.first_use().into());
+        let (_, seen) = self.made.entry(Arc::as_ptr(&by.user).addr()).or_insert_with(make);
         seen.at(by.time.saturating_sub(self.start) / 1000)
     }
 }
@@ -155,18 +195,24 @@ pub fn now() -> u64 {
 #[derive(Debug, Clone)]
 pub struct PathUse {
     pub raw: Box<[u8]>,
-    /// Where a relative path starts; absolute, in the overlay.
-    pub base: Arc<[u8]>,
-    /// The task's root, in the overlay.
-    pub root: Arc<[u8]>,
+    pub place: Arc<Place>,
     pub arch: u8,
     pub number: u32,
     /// 0 first path, 1 second, 2 socket address.
     pub which: u32,
     pub flags: u64,
     pub result: i32,
-    pub mnt_ns: u32,
     pub by: By,
+}
+
+/// From where a path is looked up.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Where a relative path starts; absolute, in the overlay.
+    pub base: Box<[u8]>,
+    /// The task's root, in the overlay.
+    pub root: Box<[u8]>,
+    pub mnt_ns: u32,
 }
 
 /// How a file of the overlay was used.
@@ -237,8 +283,8 @@ pub struct Gathered {
     pub paths: Vec<PathUse>,
     /// Hashes of what was noted.
     noted: HashSet<u128>,
-    /// Directories, each kept once.
-    dirs: HashSet<Arc<[u8]>>,
+    places: Shared<Place>,
+    users: Shared<User>,
     pub files: Vec<FileUse>,
     pub calls: Vec<CallUse>,
     pub addresses: Vec<AddressUse>,
@@ -413,12 +459,15 @@ impl Gathered {
         process.entered_in_queue = true;
         self.entry_in_queue |= event.role == MAIN;
         let by = self.by(event);
-        let by = By { backend: FANOTIFY, ..by };
+        let (who, uid, phase) = (Arc::clone(&by.user.who), by.user.uid, by.phase());
+        let user = self.users.of(User { who, uid, phase, backend: FANOTIFY });
+        let by = By { user, ..by };
         executing.into_iter().for_each(|path| self.used(path, How::Exec, by.clone()));
     }
 
     fn call(&mut self, event: &Event) {
         let only = |kind| event.kind == kind;
+        let by = self.by(event);
         self.calls.push(CallUse {
             arch: event.arch,
             number: event.number,
@@ -426,7 +475,7 @@ impl Gathered {
             failed: only(EventKind::Failed).then_some(event.result),
             value: only(EventKind::Value).then_some(event.value),
             others: event.flags & OTHERS != 0,
-            by: self.by(event),
+            by,
         });
     }
 
@@ -462,34 +511,25 @@ impl Gathered {
         if !self.noted.insert(fingerprint(&(raw, &base, &root, call, when))) {
             return;
         }
+        let (base, root) = (base.into(), root.into());
         let path = PathUse {
             raw: raw.into(),
-            base: self.dir(base),
-            root: self.dir(root),
+            place: self.places.of(Place { base, root, mnt_ns: event.mnt_ns }),
             arch: event.arch,
             number: event.number,
             which: event.other,
             flags: event.value,
             result: event.result,
-            mnt_ns: event.mnt_ns,
             by: self.by(&event),
         };
         self.paths.push(path);
     }
 
-    fn dir(&mut self, path: Vec<u8>) -> Arc<[u8]> {
-        if let Some(dir) = self.dirs.get(path.as_slice()) {
-            return Arc::clone(dir);
-        }
-        let dir: Arc<[u8]> = path.into();
-        self.dirs.insert(Arc::clone(&dir));
-        dir
-    }
-
-    fn by(&self, event: &Event) -> By {
+    fn by(&mut self, event: &Event) -> By {
         let phase = PHASES[usize::from(event.phase) % PHASES.len()];
         let who = self.processes.get(&event.pid).map(|p| Arc::clone(&p.who)).unwrap_or_default();
-        By { who, uid: event.uid, phase, time: event.time, backend: self.backend }
+        let user = User { who, uid: event.uid, phase, backend: self.backend };
+        By { user: self.users.of(user), time: event.time }
     }
 
     /// Whose an open by `pid` is, in the order of the fanotify queue. `exec`: it was for execution.
@@ -511,7 +551,8 @@ impl Gathered {
             fixed => PHASES[usize::from(fixed) % PHASES.len()],
         };
         let (who, uid) = (Arc::clone(&process.who), process.uid);
-        let by = By { who, uid, phase, time: now(), backend: FANOTIFY };
+        let user = self.users.of(User { who, uid, phase, backend: FANOTIFY });
+        let by = By { user, time: now() };
         Owner::Counted { by, silence: counts && self.entry_in_queue }
     }
 
@@ -524,7 +565,7 @@ impl Gathered {
 
     /// Notes the use of a file.
     pub fn used(&mut self, path: Vec<u8>, how: How, by: By) {
-        if self.noted.insert(fingerprint(&(&path, how, by.is_runtime(), by.backend))) {
+        if self.noted.insert(fingerprint(&(&path, how, by.is_runtime(), by.backend()))) {
             self.files.push(FileUse { path: path.into(), how, by });
         }
     }

@@ -426,9 +426,9 @@ impl Recording {
     pub fn opened(&self) -> Vec<(String, String)> {
         let text = |file: &FileUse| {
             let how = if file.how == How::Exec { "exec" } else { "open" };
-            (crate::model::escape(&file.path), format!("{how}/{}", file.by.phase.name()))
+            (crate::model::escape(&file.path), format!("{how}/{}", file.by.phase().name()))
         };
-        self.files.iter().filter(|file| file.by.backend == FANOTIFY).map(text).collect()
+        self.files.iter().filter(|file| file.by.backend() == FANOTIFY).map(text).collect()
     }
 }
 
