@@ -85,7 +85,9 @@ fn cells() -> impl Strategy<Value = BTreeMap<RootPath, Box<FileCell>>> {
             access,
             extra: Extra::into_iter(extra).collect(),
         };
-        map.into_iter().map(|(p, (a, knows, e))| (p.clone(), cell(&p, a, knows, e).into())).collect()
+        map.into_iter()
+            .map(|(p, (a, knows, e))| (p.clone(), cell(&p, a, knows, e).into()))
+            .collect()
     })
 }
 

@@ -203,8 +203,8 @@ struct Run {
     results: Vec<i32>,
 }
 
-/// Makes every access in one container under a recorder.
-fn run(stage: &mut Stage, recorder: &'static str) -> Run {
+/// Makes every access in one container under a recorder; `None` if the kernel is too old for it.
+fn run(stage: &mut Stage, recorder: &'static str) -> Option<Run> {
     let words: Vec<_> = CASES.iter().enumerate().map(|(n, c)| stage.words(n, c)).collect();
     let (quick, stopped): (Vec<_>, Vec<_>) =
         words.iter().zip(CASES).partition(|(_, case)| !case.while_stopped);
@@ -229,6 +229,10 @@ fn run(stage: &mut Stage, recorder: &'static str) -> Run {
     command.args(["--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "-u", "0"]);
     command.args(["--no-verify", "--no-restart", "--profile-only", "--stop-signal", "SIGKILL"]);
     let (code, said) = outcome(&command.arg("--").arg(script).output().unwrap());
+    if code == 4 && said.contains("recorder cannot run") && std::env::var_os("CI").is_none() {
+        eprintln!("SKIP: {recorder}: {}", said.lines().last().unwrap_or_default());
+        return None;
+    }
     assert!(matches!(code, 0 | 7), "{recorder}: {code}: {said}"); // losses are told below
     let (mut quick, mut stopped) = (results(stage, "quick"), results(stage, "stopped"));
     let results = CASES.iter().map(|case| {
@@ -237,7 +241,7 @@ fn run(stage: &mut Stage, recorder: &'static str) -> Run {
         lines.max().unwrap_or_else(|| panic!("{}: no result", case.access))
     });
     let results = results.collect();
-    Run { recorder, profile: json(&stage.path().join("slim-out/profile.json")), results }
+    Some(Run { recorder, profile: json(&stage.path().join("slim-out/profile.json")), results })
 }
 
 fn results(stage: &Stage, name: &str) -> impl Iterator<Item = i32> + use<> {
@@ -345,7 +349,7 @@ fn every_access_is_seen_by_whom_the_matrix_says() {
     let mut wrong = Vec::new();
     for (recorder, columns) in RECORDERS {
         let mut stage = Stage::new();
-        let run = run(&mut stage, recorder);
+        let Some(run) = run(&mut stage, recorder) else { continue };
         let found = differences(&stage, &run, columns).into_iter();
         wrong.extend(found.map(|what| format!("{recorder}: {what}")));
     }
