@@ -4,7 +4,9 @@ Writes RESULT/result.json after every check, so that a machine that hangs leaves
 whole output to RESULT/CHECK.txt. A check is ok, failed (with the words that say how), or not run (with the reason).
 """
 
+import ctypes
 import datetime
+import errno
 import glob
 import json
 import os
@@ -62,7 +64,16 @@ def tail(text):
     return " | ".join((telling[:3] or []) + lines[-3:])[-700:]
 
 
+def own_runtime():
+    """False where the embedded runtime cannot run for want of mount_setattr (Linux 5.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    mount_setattr = 442
+    return libc.syscall(mount_setattr, -1, b"", 0, None, 0) == 0 or ctypes.get_errno() != errno.ENOSYS
+
+
 def trace_argv(image, *options):
+    if not OWN_RUNTIME and "--runtime" not in options:
+        options = ("--runtime", "runc", *options)
     # Tags without a registry would get Docker's name in Podman and none in Docker.
     return [SLIM, "trace", "--image", "oci-archive:%s/archives/%s.oci.tar" % (JOB, image), "--timeout", PATIENCE,
             "--store", WORK + "/store", *options]
@@ -87,8 +98,9 @@ def trace(check, image, *options):
     if not options:
         keep_made(image, out)
     files = summary["files"]
-    return "%d → %d files, %d calls recorded%s" % (files["before"], files["after"], summary["syscalls"]["recorded"],
-                                                  ", recorded again" if "once more" in text else "")
+    said = "%d → %d files, %d calls recorded" % (files["before"], files["after"], summary["syscalls"]["recorded"])
+    said += ", recorded again" if "once more" in text else ""
+    return said + ("" if OWN_RUNTIME or "--runtime" in options else "; with --runtime runc")
 
 
 def keep_made(image, out):
@@ -243,11 +255,14 @@ def ordinary_user(check):
     name, home = "slim-lab", "/var/tmp/slim-kernels-user"
     subprocess.run(["userdel", name], stderr=subprocess.DEVNULL)
     shutil.rmtree(home, ignore_errors=True)
-    # By itself useradd gives subordinate ids, or none, as the machine's login.defs has it.
-    run(check, ["useradd", "-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", "-m", "-d", home, "-s", "/bin/bash", name])
+    run(check, ["useradd", "-m", "-d", home, "-s", "/bin/bash", name])
     try:
-        ids = "%d-%d" % (1 << 30, (1 << 30) + 65535)
-        run(check, ["usermod", "--add-subuids", ids, "--add-subgids", ids, name])
+        # By itself useradd gives subordinate ids, or none, as the machine's login.defs has it.
+        with open("/etc/subuid") as f:
+            has = any(line.startswith(name + ":") for line in f)
+        if not has:
+            ids = "%d-%d" % (1 << 30, (1 << 30) + 65535)
+            run(check, ["usermod", "--add-subuids", ids, "--add-subgids", ids, name])
         shutil.copy(SLIM, home + "/slim")
         return as_user(check, name, home)
     finally:
@@ -262,8 +277,8 @@ def ordinary_user(check):
 def as_user(check, name, home):
     run(check, "./slim doctor", user=name, ok=(0, 4))
     text = run(check, "d=/run/user/$(id -u); [ ! -d $d ] || export XDG_RUNTIME_DIR=$d; ./slim trace --image "
-                      "oci-archive:%s/archives/busybox.oci.tar --timeout %s --store store -o out -- "
-                      "bash %s/corpus/images/busybox/coverage" % (JOB, PATIENCE, JOB),
+                      "oci-archive:%s/archives/busybox.oci.tar --timeout %s --store store -o out %s-- "
+                      "bash %s/corpus/images/busybox/coverage" % (JOB, PATIENCE, "" if OWN_RUNTIME else "--runtime runc ", JOB),
                user=name, ok=(0, 1, 2, 3, 4, 5, 6, 7, 8, 10))
     try:
         with open(home + "/out/summary.json") as f:
@@ -362,6 +377,7 @@ def os_name():
 
 
 FACTS, ENGINES = {}, {}
+OWN_RUNTIME = own_runtime()
 # Podman without systemd and without CAP_SYS_RESOURCE cannot do what it does by default.
 PODMAN_ARGS = [] if os.path.isdir("/run/systemd/system") else [
     "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
