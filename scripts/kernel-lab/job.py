@@ -61,7 +61,7 @@ def run(check, argv, timeout=1500, env=None, user=None, ok=(0,)):
 def tail(text):
     lines = [l.strip() for l in text.splitlines() if l.strip()]
     telling = [l for l in lines if l.startswith(("not ok core", "slim:", "thread ", "assertion"))]
-    return " | ".join((telling[:3] or []) + lines[-3:])[-700:]
+    return " | ".join(dict.fromkeys(telling[:3] + lines[-3:]))[-700:]
 
 
 def own_runtime():
@@ -458,6 +458,7 @@ def main():
             status, detail = FAILED, str(how)
         except Exception as error:  # the job's own mistake is a failure of this check, not the end of all
             status, detail = FAILED, "%s: %s" % (type(error).__name__, error)
+        detail = detail.replace(SETTINGS["project"] + "/", "")  # where it was built is nobody's concern
         results[at] = {"name": name, "status": status, "detail": detail, "seconds": int(time.time() - began),
                        "date": datetime.date.today().isoformat(), "commit": SETTINGS["commit"]}
         print("%-20s %-8s %4d s  %s" % (name, status, results[at]["seconds"], detail), flush=True)

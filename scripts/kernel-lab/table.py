@@ -32,8 +32,25 @@ def ran(result):
     return "; ".join(when)
 
 
+def version(result):
+    return result["kernel"].split("-")[0].split("+")[0]
+
+
+def where(result):
+    """The kernel's version and the release around it, which tell results apart."""
+    return "%s, %s" % (version(result), "this machine" if "emulated" not in result["machine"]
+                       else re.sub(r".*\((\w+)\)", r"\1", result["os"]))
+
+
+def mark(check, result):
+    """How a check ended, and of which commit where they differ."""
+    said = MARKS[check["status"]]
+    several = len({c["commit"] for c in result["checks"] if "commit" in c}) > 1
+    return "%s (%s)" % (said, check["commit"]) if several and check.get("commit") and check["status"] != "not run" else said
+
+
 def tables(results):
-    lines = [row(["", *("Linux %s" % r["kernel"].split("-")[0].split("+")[0] for r in results)]),
+    lines = [row(["", *("Linux " + where(r) for r in results)]),
              "|---|" + "---|" * len(results)]
     facts = [
         ("machine", lambda r: "%s: %s" % (r["machine"], r["os"])),
@@ -48,20 +65,24 @@ def tables(results):
     lines += [row([name, *(fact(r) for r in results)]) for name, fact in facts]
     for engine in ("docker", "podman", "runc", "crun"):
         lines.append(row([engine, *(r["engines"].get(engine, "not installed") for r in results)]))
-    lines += ["", row(["check", *("Linux %s" % r["kernel"].split("-")[0].split("+")[0] for r in results)]),
+    lines += ["", row(["check", *("Linux " + where(r) for r in results)]),
               "|---|" + "---|" * len(results)]
     names = []
     for result in results:
         names += [c["name"] for c in result["checks"] if c["name"] not in names]
     for name in names:
         found = [next((c for c in r["checks"] if c["name"] == name), {"status": "not run"}) for r in results]
-        lines.append(row([name, *(MARKS[c["status"]] for c in found)]))
+        lines.append(row([name, *(mark(c, r) for c, r in zip(found, results))]))
     notes = []
     for result in results:
-        other = [c for c in result["checks"] if c["status"] != "ok"]
-        if other:
-            notes += ["", "Linux %s:" % result["kernel"], ""]
-            notes += ["- %s, %s: %s" % (c["name"], c["status"], cell(c["detail"])) for c in other]
+        # what is not as it should be, and what was smaller or other than its name says; a reason once
+        by = {}
+        for c in result["checks"]:
+            if c["status"] != "ok" or re.search(r"once|slow to stop|made by|with --runtime|skipped", c["detail"]):
+                by.setdefault((c["status"], c["detail"]), []).append(c["name"])
+        if by:
+            notes += ["", "Linux %s:" % where(result), ""]
+            notes += ["- %s: %s: %s" % (", ".join(names), status, cell(detail)) for (status, detail), names in by.items()]
     return "\n".join(lines + notes)
 
 
@@ -77,21 +98,20 @@ def short(result):
 
     images = ("busybox", "static-c", "nginx", "redis")
     loaded = ("busybox", "nginx", "redis")
-    version = lambda name: result["engines"].get(name, "none").split(",")[0].split("+")[0]
+    engine = lambda name: result["engines"].get(name, "none").split(",")[0].split("+")[0]
     how = ", ".join(result["engines"].get("podman", "").split(", ")[1:2])
     cgroups = {"v2": "v2"}.get(result["cgroup"], "v1 and v2" if result["cgroup"] == "hybrid" else result["cgroup"])
     driver = re.search(r"driver (\w+)", result["engines"].get("docker", ""))
     return [
-        "%s (%s)" % (result["kernel"].split("-")[0].split("+")[0], re.sub(r".*\((\w+)\)", r"\1", result["os"])
-                     if "emulated" in result["machine"] else "own"),
+        where(result),
         "%s, %s" % (cgroups, "systemd" if result["init"] == "systemd" else "no systemd"),
         auto(result),
         told({image: "trace " + image for image in images}),
         told({"perf": "recorder perf", "notify": "recorder notify", "notify without root": "ordinary user"}),
-        "%s (%s): %s" % (version("docker"), driver[1] if driver else "driver not asked",
+        "%s (%s): %s" % (engine("docker"), driver[1] if driver else "driver not asked",
                          told({i: "docker " + i for i in loaded})),
-        "%s (%s): %s" % (version("podman"), how, told({i: "podman " + i for i in loaded})),
-        told({"runc " + version("runc"): "runtime runc", "crun " + version("crun"): "runtime crun"}),
+        "%s (%s): %s" % (engine("podman"), how, told({i: "podman " + i for i in loaded})),
+        told({"runc " + engine("runc"): "runtime runc", "crun " + engine("crun"): "runtime crun"}),
         told({"Docker": "inside docker", "Podman": "inside podman"}),
     ]
 
