@@ -15,6 +15,18 @@ SLIM = os.environ["SLIM"]
 CALL = re.compile(r"^(?:\d+ +|\[pid +\d+\] )?([a-z_][a-z0-9_]*)\(")
 # strace's name for a call that another table of names has otherwise.
 SAME = {"sysctl": "_sysctl", "prlimit": "prlimit64"}
+# Both of LTP's want a block device: a loop device of the host, made known to the container and allowed to it.
+# What does that is no part of the test, so it is not recorded.
+DEVICE = """
+unrecorded() { ${SLIM_EXEC%% *} exec --unrecorded "$SLIM_CONTAINER" -- "$@"; }
+truncate -s 300M disk
+loop=$(losetup -f --show disk) || exit
+trap 'losetup -d "$loop"; rm -f disk' EXIT
+top=$(awk '$3 == "cgroup" && $4 ~ /(^|,)devices(,|$)/ { print $2; exit }' /proc/mounts)
+group=$(unrecorded busybox cat /proc/self/cgroup | sed -n 's/^[0-9]*:devices://p')
+echo 'b 7:* rwm' >"$top$group/devices.allow"
+unrecorded busybox mknod /dev/ltp b 7 "${loop#/dev/loop}"
+"""
 LTP = {"fanotify05": {"fanotify_init", "fanotify_mark", "read"}, "fanotify10": {"fanotify_init", "fanotify_mark"}}
 
 
@@ -57,13 +69,16 @@ def make_image(work, tree, names, ltp):
         copy(root, folder + name, "/t/" + name)
         if os.access(folder + "fanotify_child", os.X_OK):
             copy(root, folder + "fanotify_child", "/t/fanotify_child")
+        for tool in ("mkfs.ext2", "mkfs.ext4"):
+            copy(root, shutil.which(tool), "/bin/" + tool)
+        shutil.copy("/etc/mke2fs.conf", root + "/etc/mke2fs.conf")
     run = lambda *argv: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run("tar", "-C", root, "-cf", work + "/root.tar", ".")
     run("umoci", "init", "--layout", layout)
     run("umoci", "new", "--image", layout + ":t")
     run("umoci", "raw", "add-layer", "--image", layout + ":t", work + "/root.tar")
     run("umoci", "config", "--image", layout + ":t", "--config.env", "PATH=/bin:/t", "--config.env",
-        "LTP_SINGLE_FS_TYPE=tmpfs", "--config.cmd", "/bin/pause")
+        "LTP_DEV=/dev/ltp", "--config.env", "LTP_SINGLE_FS_TYPE=ext4", "--config.env", "LTP_TIMEOUT_MUL=10", "--config.cmd", "/bin/pause")
 
 
 def trace(work, name):
@@ -72,10 +87,11 @@ def trace(work, name):
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
     with open(place + "/script.sh", "w") as f:
-        f.write("#!/bin/sh\ncd %s\ntimeout -k 5 300 $SLIM_EXEC /t/%s >out 2>err </dev/null\necho $? >status\n" % (place, name))
+        f.write("#!/bin/sh\ncd %s\n%stimeout -k 5 300 $SLIM_EXEC /t/%s >out 2>err </dev/null\necho $? >status\n"
+                % (place, DEVICE if name in LTP else "", name))
     os.chmod(place + "/script.sh", 0o755)
     argv = [SLIM, "trace", "--image", "oci:%s/image:t" % work, "--store", work + "/store", "-o", place + "/slim",
-            "--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined", "-w", "/tmp", "-u", "0", "--stop-signal", "SIGKILL",
+            "--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined", "-w", "/t" if name in LTP else "/tmp", "-u", "0", "--stop-signal", "SIGKILL",
             "--no-restart", "--no-verify", "--profile-only", "--", place + "/script.sh"]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     read = lambda p: open(place + p, errors="replace").read() if os.path.exists(place + p) else ""

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::model::LossKind;
 use crate::pipeline::{Bystanders, Summary};
 
 use super::units::megabytes;
@@ -42,7 +43,8 @@ fn record(summary: &Summary) -> String {
         let times = if summary.recordings > 1 { " runs" } else { " run" };
         return format!("complete, {}{times}", summary.recordings.max(1));
     }
-    if summary.losses.is_empty() {
+    let none = LossKind::NotRecorded.name();
+    if summary.losses.iter().all(|loss| loss.kind == none) {
         return "nothing was recorded".to_owned();
     }
     let losses: Vec<String> =

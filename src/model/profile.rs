@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ChainId, DiffId, Digest, RootPath, Seen, SortedMap};
+use super::{ChainId, DiffId, Digest, LossKind, RootPath, Seen, SortedMap};
 
 /// The schema name that this version writes. A newer major (`slim.profile/v2`) is refused.
 pub const SCHEMA: &str = "slim.profile/v1";
@@ -287,13 +287,18 @@ pub struct PhaseRecord {
 /// Something that was not recorded. Any loss makes a run incomplete.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Loss {
-    /// `fanotify_overflow`, `ring_full`, `map_full`, `string_fault`, `string_cut`, `unattributed`,
-    /// `unknown_syscall`, `recorder_died`, …
+    /// The name of a [`LossKind`], or of one that only another version of slim knows.
     pub kind: String,
     pub number: u64,
     /// One sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl Loss {
+    pub fn new(kind: LossKind, number: u64, detail: &str) -> Self {
+        Self { kind: kind.name().to_owned(), number, detail: Some(detail.to_owned()) }
+    }
 }
 
 impl Profile {

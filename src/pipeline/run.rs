@@ -4,8 +4,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::model::{Digest, Loss, Phase};
-use crate::record::{Backend, Recorder, RecorderSpec, Role, ns_per_call};
+use crate::model::{Digest, Loss, LossKind, Phase};
+use crate::record::{
+    Backend, Recorder, RecorderSpec, Role, notified_calls_outlast_signals, ns_per_call,
+};
 use crate::runtime::{self, Cell, Observer, Pod, PodSpec, RuntimeKind, Work};
 use crate::seccomp::Watch;
 
@@ -13,6 +15,13 @@ use super::play::Play;
 use super::run_spec::{RecorderChoice, RunInput, RunOutcome};
 use super::summary::Bystanders;
 use super::{PipelineError, Reporter};
+
+/// Said before a run, not only after it: it takes as long as any other.
+const HALF_NOTIFIED: &str = "with runc and crun --recorder notify sees calls with paths only, and this \
+    run will be marked as incomplete: leave --runtime out, or record with --recorder bpf or perf";
+/// The embedded runtime asks for better, which Linux has from 5.19 on.
+const INTERRUPTIBLE: &str = "a signal may have ended a call that the recorder was looking at with \
+    EINTR: Linux 5.19 and the embedded runtime together rule that out";
 
 /// Runs the image once from start to restart.
 ///
@@ -33,12 +42,18 @@ pub(super) fn run(
         None => Arc::new(Unwatched),
     };
     let watch = recorder.as_ref().map_or(Watch::Nothing, |recorder| recorder.watch_calls());
+    let foreign = input.spec.runtime != RuntimeKind::Embedded;
+    if backend == Some(Backend::Notify) && foreign {
+        reporter.warn(HALF_NOTIFIED);
+    }
+    let interruptible = watch != Watch::Nothing && (foreign || !notified_calls_outlast_signals());
     let pod = Pod::create(&cell, pod_spec(input, observer, watch))?;
     let mut play = Play::new(input, &pod, recorder.as_deref(), reporter);
     let played = play.play();
     let mut outcome = play.end();
     outcome.warnings.extend(pod.warnings());
     outcome.warnings.extend(instead);
+    outcome.warnings.extend(interruptible.then(|| INTERRUPTIBLE.to_owned()));
     outcome.bystanders = bystanders;
     outcome.record.recorder = backend.map_or("none", Backend::name).to_owned();
     if runtime::without_root() {
@@ -64,7 +79,7 @@ pub(super) fn run(
         outcome.record.losses = recording.losses.clone();
         outcome.recording = Some(recording);
     }
-    if backend == Some(Backend::Notify) && input.spec.runtime != RuntimeKind::Embedded {
+    if backend == Some(Backend::Notify) && foreign {
         outcome.record.losses.push(half_notified());
     }
     drop(cell);
@@ -141,7 +156,7 @@ fn without_root(backend: Option<Backend>) -> serde_json::Value {
 /// runc and crun need calls of their own behind the filter and refuse to have them notified.
 fn half_notified() -> Loss {
     let detail = "runc and crun let only path calls be notified; the embedded runtime lets all";
-    Loss { kind: "calls_not_notified".to_owned(), number: 1, detail: Some(detail.to_owned()) }
+    Loss::new(LossKind::CallsNotNotified, 1, detail)
 }
 
 fn needs_cgroup(backend: Backend) -> PipelineError {
@@ -154,8 +169,8 @@ fn needs_cgroup(backend: Backend) -> PipelineError {
 
 fn finish_record(outcome: &mut RunOutcome) {
     if outcome.recording.is_none() {
-        let detail = Some("nothing was recorded (--recorder none)".to_owned());
-        outcome.record.losses.push(Loss { kind: "not_recorded".to_owned(), number: 1, detail });
+        let detail = "nothing was recorded (--recorder none)";
+        outcome.record.losses.push(Loss::new(LossKind::NotRecorded, 1, detail));
     }
     outcome.record.losses.sort();
     outcome.record.complete = outcome.record.losses.is_empty();
@@ -215,6 +230,10 @@ impl Observer for Recorded {
     ) -> Result<(), String> {
         let added = self.0.add_listener(work.map(role), cgroup, listener);
         added.map_err(|error| error.to_string())
+    }
+
+    fn lost_listener(&self) {
+        self.0.lost_listener();
     }
 }
 

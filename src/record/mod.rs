@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::model::{Loss, Phase, Profile, RunRecord, Tree};
+use crate::model::{Loss, LossKind, Phase, Profile, RunRecord, Tree};
 use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
@@ -42,6 +42,7 @@ use mounts::Mounts;
 use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
+pub use crate::sys::seccomp::outlasts_signals as notified_calls_outlast_signals;
 pub use backend::{ACCESSES, Backend, Sight};
 pub use bystander::ns_per_call;
 pub use probe::{Probed, probe, settings};
@@ -327,6 +328,11 @@ impl Recorder {
         self.shared.control().add_listener(role.map(Role::number), leaf, listener)
     }
 
+    /// A seccomp listener never came to [`Self::add_listener`]: the calls of its processes fail unseen.
+    pub fn lost_listener(&self) {
+        self.shared.control().lost_listener();
+    }
+
     /// From now on the main container's processes are in this phase.
     pub fn set_phase(&self, phase: Phase) {
         // what is still queued belongs to the phase before
@@ -437,57 +443,41 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Everything that can be lost between the kernel and the run record, by kind. What each backend
-/// itself loses it counts in its `Control::losses`.
-///
-/// - `fanotify_overflow`: the queue was full, which an unlimited one never is;
-/// - `fanotify_read`: an event could not be read, for example for want of a descriptor;
-/// - `event_unreadable`: a record of the backend made no sense, or a name it needs was lost;
-/// - `late_attach`: a process was in the cgroup before anybody looked, so what it did is unknown;
-/// - `directory_unknown`: the directory of a relative path was closed while the call ran;
-/// - `unattributed`: a file of the container was opened by a process that no event named (the open is
-///   kept);
-/// - `unknown_syscall`: a call number without a name, which no filter can allow;
-/// - `recorder_died`: the reader's thread panicked; what it had read is kept;
-/// - bpf: `ring_full`, `map_full` (more tasks at a time than room for them), `string_fault` (a path was
-///   unmapped while its call ran), `string_cut` (a path of more than 2,048 names or 8 KB),
-///   `left_cgroup` (a process was moved, or cloned a child, out of the cgroup), `mounts_unknown` (more
-///   than 8,192 mounts), `program_missed` (a program was left out while it ran already);
-/// - perf, notify: `string_fault`, `listener_gap` (calls found nobody at their listener),
-///   `io_uring_unseen` (rings were made, whose operations are no calls); perf: `perf_lost` (a ring was
-///   full).
-///
-/// No loss: the BPF side forgets what it reported when its table is full, and reports it again.
+/// What was lost, each kind once. What a backend itself loses it counts in its `Control::losses`.
 fn losses(reader: &Reader, gathered: &Gathered, backend: Vec<Lost>, died: bool) -> Vec<Loss> {
     let nameless = |c: &&CallUse| calls::name_of(c.arch, c.number).is_none();
     let unknown = gathered.calls.iter().filter(|c| c.number < 0x7fff_0000).filter(nameless);
     let unknown: HashSet<_> = unknown.map(|c| (c.arch, c.number)).collect();
     let unseen = if reader.group.is_none() { opens_unseen(gathered) } else { 0 };
     let counted = [
-        ("opens_unseen", unseen, "calls that open files which only fanotify would have told of"),
-        ("fanotify_overflow", reader.overflows, "the fanotify queue overflowed"),
-        ("fanotify_read", reader.read_errors, "an fanotify event could not be read"),
-        ("event_unreadable", reader.nonsense, "an event of the backend makes no sense"),
-        ("program_missed", reader.missed, "a BPF program was left out while it ran already"),
-        ("late_attach", reader.late, "a process was in the cgroup before recording began"),
-        ("directory_unknown", gathered.bases_unknown, "a relative path's directory was gone"),
-        ("unattributed", gathered.unattributed, "an open by a process that nothing names"),
-        ("unknown_syscall", unknown.len() as u64, "a system call that slim has no name for"),
-        ("recorder_died", died.into(), "the recorder's thread panicked"),
+        (
+            LossKind::OpensUnseen,
+            unseen,
+            "calls that open files which only fanotify would have told of",
+        ),
+        (LossKind::FanotifyOverflow, reader.overflows, "the fanotify queue overflowed"),
+        (LossKind::FanotifyRead, reader.read_errors, "an fanotify event could not be read"),
+        (LossKind::EventUnreadable, reader.nonsense, "an event of the backend makes no sense"),
+        (LossKind::ProgramMissed, reader.missed, "a BPF program was left out while it ran already"),
+        (LossKind::LateAttach, reader.late, "a process was in the cgroup before recording began"),
+        (
+            LossKind::DirectoryUnknown,
+            gathered.bases_unknown,
+            "a relative path's directory was gone",
+        ),
+        (LossKind::Unattributed, gathered.unattributed, "an open by a process that nothing names"),
+        (LossKind::UnknownSyscall, unknown.len() as u64, "a system call that slim has no name for"),
+        (LossKind::RecorderDied, died.into(), "the recorder's thread panicked"),
     ];
     let lost = counted.into_iter().chain(backend).filter(|(_, number, _)| *number > 0);
-    lost.map(|(kind, number, detail)| Loss {
-        kind: kind.to_owned(),
-        number,
-        detail: Some(detail.to_owned()),
-    })
-    .collect()
+    lost.map(|(kind, number, detail)| Loss::new(kind, number, detail)).collect()
 }
 
 /// Calls that name no path and may have opened any file, each once.
 fn opens_unseen(gathered: &Gathered) -> u64 {
     const CALLS: [&str; 2] = ["io_uring_enter", "open_by_handle_at"];
-    let made = |call: &&CallUse| call.refused.is_none() && call.value.is_none();
+    let plain = |call: &CallUse| call.value.is_none() && call.failed.is_none();
+    let made = |call: &&CallUse| call.refused.is_none() && plain(call);
     let named = |call: &&CallUse| {
         calls::name_of(call.arch, call.number).is_some_and(|name| CALLS.contains(&name))
     };

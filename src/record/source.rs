@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::RecordError;
 use super::event::Event;
-use crate::model::Phase;
+use crate::model::{LossKind, Phase};
 use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 
@@ -81,6 +81,9 @@ pub(super) trait Control: Send {
         Err(RecordError::Listener)
     }
 
+    /// A listener was lost on the way here: the calls of its processes fail unseen.
+    fn lost_listener(&mut self) {}
+
     /// Stops what threads the backend has, before the last drain.
     fn stop(&mut self) {}
 
@@ -89,7 +92,7 @@ pub(super) trait Control: Send {
 }
 
 /// Kind, number and a sentence; see [`crate::model::Loss`].
-pub(super) type Lost = (&'static str, u64, &'static str);
+pub(super) type Lost = (LossKind, u64, &'static str);
 
 impl From<BpfError> for RecordError {
     fn from(error: BpfError) -> Self {

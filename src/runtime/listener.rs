@@ -46,6 +46,7 @@ impl Doorman {
                     .accept()
                     .and_then(|(peer, _)| take(&peer, cgroup.as_deref(), &*observer));
                 if let Err(error) = taken {
+                    observer.lost_listener();
                     tracing::warn!(%error, "a seccomp listener could not be taken over");
                 }
             }

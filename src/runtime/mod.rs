@@ -152,6 +152,8 @@ pub trait Observer: Send + Sync {
     ) -> Result<(), String> {
         Err("nobody serves seccomp listeners".to_owned())
     }
+    /// A runtime handed a listener over and it was lost on the way: the calls of its processes fail.
+    fn lost_listener(&self) {}
 }
 
 /// What a leaf cgroup is for.

@@ -93,6 +93,20 @@ fn load(lines: &[Line]) -> io::Result<OwnedFd> {
     }
 }
 
+/// True if a call that was noticed waits for its answer whatever signals come but a deadly one.
+///
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`, Linux 5.19: known flags without a program are EFAULT,
+/// unknown ones EINVAL. A signal that comes before a call was noticed ends it in any case.
+pub fn outlasts_signals() -> bool {
+    let nothing = std::ptr::null::<libc::sock_fprog>();
+    // SAFETY: the kernel is given no program, so it loads nothing and fails with EFAULT at the latest.
+    unsafe {
+        let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, NEW_LISTENER | WAIT_KILLABLE);
+        libc::syscall(libc::SYS_seccomp, mode, flags, nothing);
+    }
+    io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
 /// The reading end of a filter's notifications.
 pub struct Listener(OwnedFd);
 

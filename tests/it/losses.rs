@@ -9,7 +9,7 @@ use crate::main_job::{NEEDS, Place, mutate};
 use crate::support::{Need, SERVICE, have, json, outcome, sh, slim};
 
 /// An image with a static program in it that does what a recorder cannot follow.
-fn place_with_probe() -> Place {
+pub fn place_with_probe() -> Place {
     let place = Place::new(&SERVICE);
     let built = probe(place.path());
     let image = format!("{}:latest", place.path().join("image").display());
@@ -79,45 +79,6 @@ fn an_incomplete_record_is_marked_in_every_output() {
 
 /// slim's own process, seen from the script, and a way to keep it from reading for a while.
 pub const SLIM: &str = "slim=$(sed -n 's/^PPid:\\t//p' /proc/$PPID/status)";
-
-/// Ways to make a recorder lose something, by the kind of loss: what the script does. `string_cut`
-/// takes a path that nothing on the host could clean up: tests/it/record.rs has it on a tmpfs.
-const INJECTED: &[(&str, &str)] = &[
-    ("unknown_syscall", "$SLIM_EXEC probe unknown"),
-    ("string_fault", "$SLIM_EXEC probe vanish"),
-    ("directory_unknown", "$SLIM_EXEC probe closed"),
-    (
-        "ring_full",
-        "exec 3< <($SLIM_EXEC probe later 500 flood 200000); read -u 3\n\
-         kill -STOP $slim; read -t 60 -u 3; kill -CONT $slim; [ \"$REPLY\" = done ]",
-    ),
-    (
-        "fanotify_read",
-        "exec 3< <($SLIM_EXEC probe later 500 open /srv/data/statted); read -u 3\n\
-         prlimit --pid $slim --nofile=1:; sleep 2; prlimit --pid $slim --nofile=20000:; cat <&3",
-    ),
-];
-
-/// Every loss that is made on purpose is found: run by run, in turn, as many as `SLIM_LOSSES` says.
-#[test]
-fn every_injected_loss_marks_its_run() {
-    if !have(&NEEDS) || !have(&[Need::Program("cc"), Need::Program("prlimit")]) {
-        return;
-    }
-    let place = place_with_probe();
-    let runs = std::env::var("SLIM_LOSSES").map_or(INJECTED.len(), |n| n.parse().unwrap());
-    let mut marked = 0;
-    for (kind, text) in INJECTED.iter().cycle().take(runs) {
-        let args = ["--no-restart", "--no-verify"];
-        let (code, said) = place.trace(&args, &format!("{SLIM}\n{text}"));
-        let summary = json(&place.out("summary.json"));
-        let found = code == 7 && summary["complete"] == false && kinds(&summary).contains(kind);
-        assert!(found, "{kind}, after {marked} runs: {code}, {summary}: {said}");
-        assert!(!place.out("image.tar").exists(), "{kind}");
-        marked += 1;
-    }
-    println!("{marked} of {runs} runs with an injected loss are marked");
-}
 
 /// Opens of the application that a recorder which silences too early would not see.
 #[test]

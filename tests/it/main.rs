@@ -6,6 +6,7 @@ mod container;
 mod doctor;
 mod images;
 mod images_corpus;
+mod injections;
 mod kernels;
 mod layering;
 mod losses;

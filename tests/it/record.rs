@@ -482,6 +482,33 @@ fn repeats_are_silenced_and_files_with_two_names_are_not() {
 }
 
 #[test]
+fn marks_that_a_lack_of_memory_evicts_hide_nothing() {
+    let events = |name: &str, evict: bool| {
+        let scene = Scene::new(name)?;
+        let app = "open /usr/lib/a open /bin/other sleep 2500 open /usr/lib/a open /usr/lib/b \
+                   sleep 300 exec /bin/other open /etc/passwd sleep 300";
+        let mut main = scene.start("main", "pivot", "", app);
+        assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
+        std::thread::sleep(Duration::from_millis(500));
+        if evict {
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap(); // inodes, and the marks on them
+        }
+        assert!(main.wait().unwrap().success());
+        let seen = scene.finish();
+        seen.lost_nothing();
+        for path in ["/usr/lib/a", "/usr/lib/b", "/bin/other", "/etc/passwd"] {
+            seen.opened(path, "open/start");
+        }
+        seen.opened("/bin/other", "exec/start");
+        Some(seen.events)
+    };
+    let Some(kept) = events("marked", false) else { return };
+    let evicted = events("evicted", true).unwrap();
+    // the second open of a file tells that its mark was gone
+    assert!(evicted > kept, "{evicted} events, and {kept} with marks");
+}
+
+#[test]
 fn a_full_ring_and_a_full_table_of_tasks_are_losses() {
     let kinds = |name: &str, ring, tasks, app: &str| {
         let scene = Scene::with(name, |spec| Recorder::start_small(spec, ring, tasks))?;
@@ -636,6 +663,17 @@ fn who_comes_late_or_leaves_is_a_loss() {
     fs::write(cgroup2().unwrap().join("cgroup.procs"), main.id().to_string()).unwrap();
     assert!(main.wait().unwrap().success());
     assert_eq!(lost(scene), [("left_cgroup".to_owned(), 1)]);
+}
+
+#[test]
+fn without_fanotify_a_call_that_may_open_any_file_is_a_loss() {
+    let blind = |spec| Recorder::start(RecorderSpec { fanotify: false, ..spec });
+    let Some(scene) = Scene::with("blind", blind) else { return };
+    scene.run("main", "", &format!("call {} open /usr/lib/a", nix::libc::SYS_open_by_handle_at));
+    let seen = scene.finish();
+    let kinds: Vec<_> = seen.losses.iter().map(|l| (l.kind.as_str(), l.number)).collect();
+    assert_eq!(kinds, [("opens_unseen", 1)]);
+    seen.has("/usr/lib/a", "open/start");
 }
 
 #[test]

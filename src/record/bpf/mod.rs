@@ -14,7 +14,7 @@ use super::calls;
 use super::event::Event;
 use super::gather::phase_number;
 use super::source::{Control, Ends, Lost, Source, Start};
-use crate::model::Phase;
+use crate::model::{LossKind, Phase};
 use crate::sys::bpf::{Bpf, BpfError, Config};
 use crate::sys::ring::BpfRing;
 
@@ -103,13 +103,13 @@ impl Control for Steer {
         let [ring_full, map_full, string_fault, string_cut, left, mounts] = self.bpf.losses()?;
         let missed = self.bpf.missed()?;
         Ok(vec![
-            ("ring_full", ring_full, "events found the ring full"),
-            ("map_full", map_full, "tasks found the table of tasks full"),
-            ("string_fault", string_fault, "a call's path could not be read"),
-            ("string_cut", string_cut, "a path was too deep to be read whole"),
-            ("left_cgroup", left, "a process left the recorded cgroup"),
-            ("mounts_unknown", mounts, "a mount namespace has too many mounts to be told"),
-            ("program_missed", missed, "a BPF program was left out while it ran already"),
+            (LossKind::RingFull, ring_full, "events found the ring full"),
+            (LossKind::MapFull, map_full, "tasks found the table of tasks full"),
+            (LossKind::StringFault, string_fault, "a call's path could not be read"),
+            (LossKind::StringCut, string_cut, "a path was too deep to be read whole"),
+            (LossKind::LeftCgroup, left, "a process left the recorded cgroup"),
+            (LossKind::MountsUnknown, mounts, "a mount namespace has too many mounts to be told"),
+            (LossKind::ProgramMissed, missed, "a BPF program was left out while it ran already"),
         ])
     }
 }

@@ -24,7 +24,7 @@ use super::event::{Event, EventKind};
 use super::gather::{MAIN, phase_number};
 use super::source::{Control, Ends, Lost, Source, Start};
 use super::{RecordError, lock};
-use crate::model::Phase;
+use crate::model::{LossKind, Phase};
 use crate::seccomp::{Judge, Watch};
 use crate::sys::process;
 use crate::sys::seccomp::{self, Listener};
@@ -149,6 +149,11 @@ impl Hub {
         Ok(())
     }
 
+    /// A listener never came here.
+    pub(super) fn lost_listener(&self) {
+        self.gap.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub(super) fn stop(&self) {
         let _ = self.stop.write(1);
         for thread in std::mem::take(&mut *lock(&self.threads)) {
@@ -164,13 +169,17 @@ impl Hub {
     pub(super) fn losses(&self) -> Vec<Lost> {
         let number = |counter: &AtomicU64| counter.load(Ordering::Acquire);
         vec![
-            ("string_fault", number(&self.string_fault), "a call's path could not be read"),
+            (LossKind::StringFault, number(&self.string_fault), "a call's path could not be read"),
             (
-                "io_uring_unseen",
+                LossKind::IoUringUnseen,
                 number(&self.rings),
                 "io_uring was set up, whose operations only --recorder bpf sees",
             ),
-            ("listener_gap", number(&self.gap), "calls found nobody at their seccomp listener"),
+            (
+                LossKind::ListenerGap,
+                number(&self.gap),
+                "calls found nobody at their seccomp listener",
+            ),
         ]
     }
 
@@ -236,6 +245,10 @@ impl Control for Steer {
         listener: OwnedFd,
     ) -> Result<(), RecordError> {
         self.0.add_listener(role, leaf, listener)
+    }
+
+    fn lost_listener(&mut self) {
+        self.0.lost_listener();
     }
 
     fn stop(&mut self) {

@@ -17,7 +17,7 @@ use super::gather::{MAIN, phase_number};
 use super::notify::{self, Hub};
 use super::source::{Control, Ends, Lost, Source, Start};
 use super::{RecordError, event::Event, lock};
-use crate::model::Phase;
+use crate::model::{LossKind, Phase};
 use crate::seccomp::Watch;
 use crate::sys::perf::{PerfEvent, PerfRing, Record, Tracefs, What};
 use calls::{Calls, Told};
@@ -265,6 +265,10 @@ impl Control for Steer {
         self.0.hub.add_listener(role, leaf, listener)
     }
 
+    fn lost_listener(&mut self) {
+        self.0.hub.lost_listener();
+    }
+
     fn stop(&mut self) {
         self.0.hub.stop();
     }
@@ -275,7 +279,7 @@ impl Control for Steer {
         let counted: Option<u64> = events.map(PerfEvent::lost).sum();
         let lost = counted.unwrap_or(0).max(*lock(&self.0.lost));
         let mut losses = self.0.hub.losses();
-        losses.push(("perf_lost", lost, "records found perf's ring full"));
+        losses.push((LossKind::PerfLost, lost, "records found perf's ring full"));
         Ok(losses)
     }
 }

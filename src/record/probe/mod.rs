@@ -124,7 +124,12 @@ fn perf_events() -> Result<String, Lack> {
 fn seccomp_notify() -> Result<String, Lack> {
     let way_out = "use Linux 5.5 or newer, built with CONFIG_SECCOMP_FILTER";
     seccomp::try_notification()
-        .map(|()| "a call was notified and let go on".to_owned())
+        .map(|()| match seccomp::outlasts_signals() {
+            true => "a call was notified and let go on; signals let it wait".to_owned(),
+            false => "a call was notified and let go on; before Linux 5.19 a signal may end it \
+                      with EINTR"
+                .to_owned(),
+        })
         .map_err(|error| Lack::of(&error, "no recording by seccomp notification", way_out))
 }
 

@@ -7,8 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,13 +54,13 @@ static int closed(void)
 	return openat(dir_of_fifo, "fifo", O_RDONLY) < 0;
 }
 
-// N lookups, no two the same.
+// N lookups of long names, no two the same.
 static int flood(long n)
 {
-	char name[64];
+	char name[256];
 	struct stat st;
 	while (n-- > 0) {
-		snprintf(name, sizeof name, "/tmp/none-%ld-of-many-that-are-not-there", n);
+		snprintf(name, sizeof name, "/tmp/none-%0200ld", n);
 		if (!stat(name, &st)) return 1;
 	}
 	return puts("done") < 0;
@@ -126,6 +131,60 @@ static int files(const char *dir, long n, long workers)
 	return bad != 0;
 }
 
+// 2^N mounts in a mount namespace of its own: each step mounts all there are once more.
+static int mounts(int n)
+{
+	char name[32];
+	struct stat st;
+	if (unshare(CLONE_NEWNS) || mount("none", "/", 0, MS_REC | MS_PRIVATE, 0)) return 1;
+	if (mount("none", "/tmp", "tmpfs", 0, 0)) return 2;
+	for (int i = 0; i < n; i++) {
+		snprintf(name, sizeof name, "/tmp/%d", i);
+		if (mkdir(name, 0755) || mount("/tmp", name, 0, MS_BIND | MS_REC, 0)) return 3;
+	}
+	return stat("/srv/data/statted", &st);
+}
+
+// Makes TOP and N directories in it, one in the other; their path.
+static char *chain(const char *top, int n)
+{
+	char *path = calloc(1, 4096), *end = path + sprintf(path, "%s", top);
+	for (int i = 0; i <= n; i++) {
+		if (mkdir(path, 0755)) return 0;
+		if (i < n) end += sprintf(end, "/d");
+	}
+	return path;
+}
+
+// A relative name, more than 2,100 directories below DIR: one half of them moved to the end of the other.
+static int deeper(const char *dir)
+{
+	char *a, *b, moved[4096];
+	struct stat st;
+	if (chdir(dir) || !(a = chain("a", 1050)) || !(b = chain("b", 1050))) return 1;
+	snprintf(moved, sizeof moved, "%s/b", a);
+	if (rename("b", moved) || chdir(moved) || chdir(b + 2)) return 2;
+	return stat("none", &st) != -1;
+}
+
+// N times a call that names no path, after MS milliseconds.
+static int busy(int ms, long n)
+{
+	if (puts("ready") < 0 || fflush(stdout)) return 1;
+	usleep(1000 * ms);
+	while (n-- > 0) syscall(SYS_getpriority, 0, 0);
+	return puts("done") < 0;
+}
+
+// Connects to a unix socket and leaves again.
+static int knock(const char *path)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	strncpy(to.sun_path, path, sizeof to.sun_path - 1);
+	return fd < 0 || connect(fd, (void *)&to, sizeof to);
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -146,8 +205,19 @@ int main(int argc, char **argv)
 			if (chdir("d")) return 3;
 		}
 		return stat("none", &st) != -1;
+	} else if (!strcmp(what, "deeper")) {
+		return deeper(argv[2]);
+	} else if (!strcmp(what, "mounts")) {
+		return mounts(atoi(argv[2]));
+	} else if (!strcmp(what, "busy")) {
+		return busy(atoi(argv[2]), atol(argv[3]));
+	} else if (!strcmp(what, "ring")) { // an io_uring, however many entries the kernel minds to give
+		char params[120] = { 0 };
+		return syscall(SYS_io_uring_setup, 1, params) < 0;
+	} else if (!strcmp(what, "knock")) {
+		return knock(argv[2]);
 	} else if (!strcmp(what, "open")) {
-		return open(argv[2], O_RDONLY) < 0;
+		return open(argv[2], O_RDONLY) < 0 || puts("done") < 0;
 	} else if (!strcmp(what, "vanish")) {
 		return vanish();
 	} else if (!strcmp(what, "closed")) {
