@@ -14,6 +14,7 @@ packages_of() {
     case $1 in
         bullseye) printf '%s,containernetworking-plugins,bpftool' "$PACKAGES" ;;
         bookworm) printf '%s,netavark,aardvark-dns,bpftool' "$PACKAGES" ;;
+        bookworm-bullseye) printf '%s,netavark,aardvark-dns' "${PACKAGES#linux-image-amd64,}" ;;
         bookworm-backports) printf '%s,netavark,aardvark-dns,bpftool' "$PACKAGES" ;;
         *) printf '%s,netavark,aardvark-dns,docker-cli,linux-perf' "$PACKAGES" ;;
     esac
@@ -29,16 +30,17 @@ mirror() {
 
 # make_root SUITE: root file system, kernel and initrd in $lab/SUITE; nothing if they are there.
 make_root() {
-    local suite=$1 dir=$lab/$1 want lines=() release=${1%-backports}
+    local suite=$1 dir=$lab/$1 want lines=() release=${1%%-*} other=$1
     want="$(packages_of "$suite")"
     if [ -f "$dir/root.img" ] && [ "$(cat "$dir/packages" 2>/dev/null)" = "$want" ]; then return; fi
     say "kernels: making the root file system of $suite (some minutes, once)"
     rm -rf "$dir"; mkdir -p "$dir"
     lines=("deb $(mirror) $release main")
-    [ "$suite" = "$release" ] || lines+=("deb $(mirror) $suite main")
+    [ "$suite" != bookworm-bullseye ] || other=bullseye
+    [ "$suite" = "$release" ] || lines+=("deb $(mirror) $other main")
     local kernel=()
     [ "$suite" = "$release" ] || kernel=(--customize-hook="chroot \"\$1\" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -q -y --no-install-recommends -t $suite linux-image-amd64")
+        apt-get install -q -y --no-install-recommends -t $other linux-image-amd64")
     # The initial RAM disk of a general kernel takes minutes to make; this machine needs three modules.
     nice mmdebstrap --variant=minbase --include="$want" --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' "${kernel[@]}" \

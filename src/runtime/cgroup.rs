@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -141,12 +142,19 @@ pub(super) fn pretend() -> io::Result<()> {
     if !Path::new(ROOT).exists() {
         return Ok(());
     }
-    let legacy = Hierarchies::seen()?.legacy;
+    let seen = Hierarchies::seen()?;
     let told = |error: crate::sys::mount::MountError| {
         io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
     };
+    // Version 2 is known by its file system, so it stays, but for the one file that is written. A tree
+    // that only looked like version 1 would lack what says so in mountinfo.
+    if seen.is_pure() && seen.unified.as_deref() == Some(Path::new(ROOT)) {
+        let nothing = fs::File::open("/dev/null")?;
+        let procs = Path::new(ROOT).join("cgroup.procs");
+        return crate::sys::mount::bind_fd(nothing.as_fd(), &procs).map_err(told);
+    }
     crate::sys::mount::tmpfs(Path::new(ROOT)).map_err(told)?;
-    for point in legacy.iter().filter(|point| point.starts_with(ROOT)) {
+    for point in seen.legacy.iter().filter(|point| point.starts_with(ROOT)) {
         fs::create_dir_all(point)?;
         for file in ["cgroup.procs", "devices.allow", "devices.deny"] {
             fs::write(point.join(file), "")?;

@@ -50,6 +50,13 @@ impl Engine {
     pub fn find(kind: RuntimeKind) -> Result<Self, RuntimeError> {
         let name = match kind {
             RuntimeKind::Embedded => {
+                if !crate::sys::probe::mount_setattr() {
+                    return Err(RuntimeError::Host {
+                        what: "the embedded runtime".to_owned(),
+                        why: "this kernel lacks mount_setattr".to_owned(),
+                        way_out: "use --runtime runc or crun, or Linux 5.12 or newer".to_owned(),
+                    });
+                }
                 let version = "embedded libcontainer 0.7.0".to_owned();
                 return Ok(Self { kind, program: PathBuf::new(), version });
             }

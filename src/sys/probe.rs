@@ -42,6 +42,16 @@ pub fn namespaces(flags: CloneFlags) -> io::Result<()> {
     Ok(())
 }
 
+/// True if the kernel has `mount_setattr(2)` (Linux 5.12): asked for nothing, it refuses as such.
+pub fn mount_setattr() -> bool {
+    let no_attributes = std::ptr::null::<u8>();
+    // SAFETY: the path is a C string, and attributes of no bytes are refused before they are read.
+    let result = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, no_attributes, 0usize)
+    };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+}
+
 /// Makes and removes a cgroup of version 2 below `parent`.
 pub fn cgroup(parent: &Path) -> io::Result<()> {
     let dir = parent.join(format!("slim-doctor-{}", std::process::id()));

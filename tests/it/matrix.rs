@@ -16,7 +16,7 @@ use slim::model::RootPath;
 use crate::losses::SLIM;
 use crate::support::image::{Attr, ImageFixture, LayerFixture};
 use crate::support::{Need, have, json, outcome, script, sh, slim};
-use cases::{CASES, Case, DEEP, Hole, OPEN, RECORDERS, RING};
+use cases::{CASES, Case, DEEP, Hole, LOUD, OPEN, QUIET, RECORDERS, RING};
 
 /// The path of a thing of a case: `F3`, say, is the data file of the third case.
 type Names = BTreeMap<(usize, char), Vec<u8>>;
@@ -203,8 +203,8 @@ struct Run {
     results: Vec<i32>,
 }
 
-/// Makes every access in one container under a recorder.
-fn run(stage: &mut Stage, recorder: &'static str) -> Run {
+/// Makes every access in one container under a recorder; `None` if the kernel is too old for it.
+fn run(stage: &mut Stage, recorder: &'static str) -> Option<Run> {
     let words: Vec<_> = CASES.iter().enumerate().map(|(n, c)| stage.words(n, c)).collect();
     let (quick, stopped): (Vec<_>, Vec<_>) =
         words.iter().zip(CASES).partition(|(_, case)| !case.while_stopped);
@@ -229,6 +229,10 @@ fn run(stage: &mut Stage, recorder: &'static str) -> Run {
     command.args(["--cap-add", "ALL", "--security-opt", "seccomp=unconfined", "-u", "0"]);
     command.args(["--no-verify", "--no-restart", "--profile-only", "--stop-signal", "SIGKILL"]);
     let (code, said) = outcome(&command.arg("--").arg(script).output().unwrap());
+    if code == 4 && said.contains("recorder cannot run") && std::env::var_os("CI").is_none() {
+        eprintln!("SKIP: {recorder}: {}", said.lines().last().unwrap_or_default());
+        return None;
+    }
     assert!(matches!(code, 0 | 7), "{recorder}: {code}: {said}"); // losses are told below
     let (mut quick, mut stopped) = (results(stage, "quick"), results(stage, "stopped"));
     let results = CASES.iter().map(|case| {
@@ -237,7 +241,7 @@ fn run(stage: &mut Stage, recorder: &'static str) -> Run {
         lines.max().unwrap_or_else(|| panic!("{}: no result", case.access))
     });
     let results = results.collect();
-    Run { recorder, profile: json(&stage.path().join("slim-out/profile.json")), results }
+    Some(Run { recorder, profile: json(&stage.path().join("slim-out/profile.json")), results })
 }
 
 fn results(stage: &Stage, name: &str) -> impl Iterator<Item = i32> + use<> {
@@ -266,6 +270,13 @@ fn backends(run: &Run, path: &[u8]) -> BTreeSet<String> {
         }
     }
     out
+}
+
+/// The version of the running kernel.
+fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
 /// What a backend did not see of a case, or saw without a right to.
@@ -304,6 +315,9 @@ fn differences(stage: &Stage, run: &Run, of: &[&str]) -> Vec<String> {
             wanted.iter().map(|t| backends(run, &stage.names[&(number, *t)])).collect();
         for name in of {
             match (saw.iter().all(|by| by.contains(*name)), case.hole(name)) {
+                (false, None) if *name == "fanotify" && case.quiet && kernel() < LOUD => {
+                    eprintln!("{}: {QUIET}", case.access);
+                }
                 (false, None) => {
                     wrong.push(format!("{}: not seen by {name}: {saw:?}", case.access));
                 }
@@ -332,12 +346,14 @@ fn every_access_is_seen_by_whom_the_matrix_says() {
     if !have(&[Need::Root, Need::Program("cc")]) {
         return;
     }
+    let mut wrong = Vec::new();
     for (recorder, columns) in RECORDERS {
         let mut stage = Stage::new();
-        let run = run(&mut stage, recorder);
-        let wrong = differences(&stage, &run, columns);
-        assert!(wrong.is_empty(), "{recorder}:\n{}", wrong.join("\n"));
+        let Some(run) = run(&mut stage, recorder) else { continue };
+        let found = differences(&stage, &run, columns).into_iter();
+        wrong.extend(found.map(|what| format!("{recorder}: {what}")));
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("; "));
 }
 
 /// The table as people read it.
@@ -348,15 +364,17 @@ fn page() -> String {
     let names: Vec<_> = columns.iter().copied().collect();
     out += &format!("| access | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
     for case in CASES {
+        let mut number = |why: Hole| {
+            let at = reasons.iter().position(|r| *r == why).unwrap_or_else(|| {
+                reasons.push(why);
+                reasons.len() - 1
+            });
+            at + 1
+        };
         let cell = |name: &&str| match case.hole(name) {
+            None if *name == "fanotify" && case.quiet => format!("seen ({})", number(QUIET)),
             None => "seen".to_owned(),
-            Some(why) => {
-                let at = reasons.iter().position(|r| *r == why).unwrap_or_else(|| {
-                    reasons.push(why);
-                    reasons.len() - 1
-                });
-                format!("– ({})", at + 1)
-            }
+            Some(why) => format!("– ({})", number(why)),
         };
         let cells: Vec<_> = names.iter().map(cell).collect();
         out += &format!("| {} | {} |\n", case.access, cells.join(" | "));

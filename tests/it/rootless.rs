@@ -67,6 +67,19 @@ impl User {
         command
     }
 
+    /// The same where cgroups have version 2 alone, as with systemd, whatever this host has.
+    fn slim_on_version_2(&self, args: &[&str]) -> Command {
+        let script = "umount -R -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup || exit 99
+            exec setpriv --reuid \"$0\" --regid \"$0\" --clear-groups \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        command.arg(self.uid.to_string()).arg(self.path("slim")).args(args);
+        command.current_dir(self.home.path()).stdin(Stdio::null());
+        command.env_clear().env("HOME", self.home.path());
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
+        command
+    }
+
     fn trace(&self, more: &[&str], script: &Path) -> (i32, String) {
         let image = ["trace", "--recorder", "none", "--image", "oci:layout"];
         let last = ["--", script.to_str().unwrap()];
@@ -378,6 +391,24 @@ fn a_user_records_builds_and_verifies() {
             .unwrap(),
     );
     assert_eq!(code, 0, "{said}");
+}
+
+/// libcontainer takes its own way with each layout of cgroups.
+#[test]
+fn a_user_records_where_cgroups_have_version_2_alone() {
+    if !have(&NEEDS) || !have(&[Need::Program("unshare"), Need::Program("setpriv")]) {
+        return;
+    }
+    let user = User::new(true);
+    user.image(json!({}));
+    let script = user.script("$SLIM_EXEC busybox cat /srv/owned\n");
+    let trace =
+        ["trace", "--image", "oci:layout", "-o", "out", "--no-verify", "--no-restart", "--"];
+    let args = [&trace[..], &[script.to_str().unwrap()]].concat();
+    let (code, said) = outcome(&user.slim_on_version_2(&args).output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    let profile = json(&user.path("out/profile.json"));
+    assert!(profile["files"].get("/srv/owned").is_some(), "{profile}");
 }
 
 /// The image is made from the original's layers: who builds it leaves no trace in it.

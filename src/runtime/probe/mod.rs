@@ -22,6 +22,7 @@ pub fn probe(folder: &Path) -> Vec<Offer> {
         Offer::new("seccomp", seccomp()),
         Offer::new("user_namespaces", user_namespaces()),
         Offer::new("subuid", subuid()),
+        Offer::new("embedded_runtime", embedded()),
         engines::version("runc", "only --runtime runc needs it"),
         engines::version("crun", "only --runtime crun needs it"),
         engines::docker(),
@@ -104,6 +105,19 @@ fn seccomp() -> Result<String, Lack> {
         return Ok(format!("filters with {}", actions.trim()));
     }
     Err(Lack::new(format!("filters know {} only", actions.trim()), costs, way_out))
+}
+
+/// libcontainer makes every mount by `mount_setattr(2)`.
+fn embedded() -> Result<String, Lack> {
+    let way_out = "use --runtime runc or crun, or Linux 5.12 or newer";
+    match probe::mount_setattr() {
+        true => Ok("its mounts can be made".to_owned()),
+        false => Err(Lack::new(
+            "the kernel lacks mount_setattr",
+            "nothing runs without --runtime",
+            way_out,
+        )),
+    }
 }
 
 /// What an ordinary user needs in place of root.
