@@ -99,13 +99,13 @@ def short(result):
     images = ("busybox", "static-c", "nginx", "redis")
     loaded = ("busybox", "nginx", "redis")
     engine = lambda name: result["engines"].get(name, "none").split(",")[0].split("+")[0]
-    how = ", ".join(result["engines"].get("podman", "").split(", ")[1:2])
+    how = ", ".join(result["engines"].get("podman", "").split(", ")[1:2]) or "runtime not asked"
     cgroups = {"v2": "v2"}.get(result["cgroup"], "v1 and v2" if result["cgroup"] == "hybrid" else result["cgroup"])
     driver = re.search(r"driver (\w+)", result["engines"].get("docker", ""))
     return [
         where(result),
         "%s, %s" % (cgroups, "systemd" if result["init"] == "systemd" else "no systemd"),
-        auto(result),
+        auto(result).split(",")[0],
         told({image: "trace " + image for image in images}),
         told({"perf": "recorder perf", "notify": "recorder notify", "notify without root": "ordinary user"}),
         "%s (%s): %s" % (engine("docker"), driver[1] if driver else "driver not asked",
