@@ -912,6 +912,15 @@ static __noinline u64 message_name(u64 ptr, u32 arch, u32 *len)
 	return m.name;
 }
 
+// One of many messages. Global, or the verifier of Linux 6.1 looks at it once for each.
+__noinline int message(struct use *u, s32 fd, u64 at)
+{
+	u32 len = 0;
+	if (!u) return 0;
+	at = message_name(at, u->arch, &len);
+	return at ? address(u, fd, at, len) : 0;
+}
+
 // What a socket listens on, as a socket address.
 __noinline int listening(struct use *u, s32 fd)
 {
@@ -1118,8 +1127,7 @@ static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
 		if (one > len) one = len;
 		for (int i = 0; i < 64; i++) {
 			if (i >= one) return;
-			value = message_name(at, u->arch, &len);
-			if (value) address(u, fd, value, len);
+			message(u, fd, at);
 			at += u->arch ? 32 : 64;
 		}
 		value = message_name(at, u->arch, &len);
