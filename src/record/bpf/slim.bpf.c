@@ -1093,7 +1093,7 @@ __noinline int mapped(struct use *u, s32 fd)
 // What else there is to see when a call ends. Inlined, because frames are few.
 static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
 {
-	u64 value = 0, at = 0;
+	u64 value = 0, at = 0, stride;
 	u32 a[6] = {}, len = 0, one;
 	s32 fd = arg(regs, u->arch, 0);
 	u->flags = 0;
@@ -1125,14 +1125,15 @@ static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
 		// the one after those that were sent may have failed
 		one = u->ret < 0 ? 1 : u->ret + 1;
 		if (one > len) one = len;
-		for (int i = 0; i < 64; i++) {
+		stride = u->arch ? 32 : 64;
+		for (int i = 0; i < 16; i++) {
 			if (i >= one) return;
 			message(u, fd, at);
-			at += u->arch ? 32 : 64;
+			at += stride;
 		}
 		value = message_name(at, u->arch, &len);
 		len = 0;
-		if (one > 64 && value) bpf_probe_read_user(&len, 2, (void *)value);
+		if (one > 16 && value) bpf_probe_read_user(&len, 2, (void *)value);
 		if (len == 1) lose(STRING_CUT); // one more path of a socket
 		return;
 	case LISTEN:
