@@ -302,6 +302,11 @@ impl Loss {
 }
 
 impl Profile {
+    /// What its runs lost, run by run.
+    pub fn losses(&self) -> Vec<Loss> {
+        self.runs.values().flat_map(|run| run.losses.clone()).collect()
+    }
+
     /// A profile of nothing yet.
     pub fn new(image: ImageIdentity) -> Self {
         Self {

@@ -46,7 +46,7 @@ fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
     if profile.is_complete() || keep_going {
         return Ok(());
     }
-    let losses = profile.runs.values().flat_map(|run| run.losses.clone()).collect();
+    let losses = profile.losses();
     Err(PipelineError::Incomplete { losses })
 }
 

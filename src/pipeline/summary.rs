@@ -130,7 +130,7 @@ impl Summary {
     /// What is known from the original and a profile alone; the rest is filled in as it happens.
     pub fn of(image: &Image, tree: &Tree, profile: &Profile, policy: &Policy) -> Self {
         let (files, bytes) = tree.totals();
-        let losses = profile.runs.values().flat_map(|run| run.losses.clone()).collect();
+        let losses = profile.losses();
         Self {
             schema: SCHEMA.to_owned(),
             image: ImageIds {

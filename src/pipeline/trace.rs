@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::emit::{self, ImageFormat};
 use crate::keep::{self, Finding};
-use crate::model::{Loss, Policy, Profile};
+use crate::model::{Policy, Profile};
 use crate::oci::Image;
 use crate::rootfs::{RunDir, Shelf, Store};
 use crate::runtime::{self, RunOptions};
@@ -67,7 +67,7 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     let mut outcomes = vec![first.outcomes];
     summary.script = script;
     if spec.run.recorder == RecorderChoice::None {
-        summary.losses = losses(&profile);
+        summary.losses = profile.losses();
         return work.close_unrecorded(summary, failure);
     }
     let bad = failure.is_some() || !profile.is_complete();
@@ -115,11 +115,7 @@ fn is_incomplete(failure: &PipelineError) -> bool {
 
 fn incomplete(profile: &Profile, spec: &TraceSpec) -> Option<PipelineError> {
     let nothing = profile.is_complete() || spec.run.recorder == RecorderChoice::None;
-    (!nothing).then(|| PipelineError::Incomplete { losses: losses(profile) })
-}
-
-fn losses(profile: &Profile) -> Vec<Loss> {
-    profile.runs.values().flat_map(|run| run.losses.clone()).collect()
+    (!nothing).then(|| PipelineError::Incomplete { losses: profile.losses() })
 }
 
 fn again(findings: &[Finding]) -> String {

@@ -77,7 +77,7 @@ pub struct Who {
 }
 
 /// Who used a thing, in which phase, and who says so.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct User {
     who: Arc<Who>,
     uid: u32,
@@ -459,8 +459,7 @@ impl Gathered {
         process.entered_in_queue = true;
         self.entry_in_queue |= event.role == MAIN;
         let by = self.by(event);
-        let (who, uid, phase) = (Arc::clone(&by.user.who), by.user.uid, by.phase());
-        let user = self.users.of(User { who, uid, phase, backend: FANOTIFY });
+        let user = self.users.of(User { backend: FANOTIFY, ..User::clone(&by.user) });
         let by = By { user, ..by };
         executing.into_iter().for_each(|path| self.used(path, How::Exec, by.clone()));
     }

@@ -120,6 +120,9 @@ impl Reader {
     /// Names what can be named by now: again only if more mounts were told, and not for ever.
     fn name_late(&mut self) {
         const PATIENCE: u64 = 1_000_000_000; // ns
+        if self.unnamed.is_empty() {
+            return;
+        }
         let told = self.gathered.mounts.values().map(Mounts::len).sum();
         let (news, now) = (self.told != told, now());
         self.told = told;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::RuntimeError;
 
+use crate::model::chain;
+
 /// The names of all run cgroups start with this.
 pub(super) const PREFIX: &str = "slim-";
 
@@ -143,9 +145,8 @@ pub(super) fn pretend() -> io::Result<()> {
         return Ok(());
     }
     let seen = Hierarchies::seen()?;
-    let told = |error: crate::sys::mount::MountError| {
-        io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
-    };
+    let told =
+        |error: crate::sys::mount::MountError| io::Error::new(error.source.kind(), chain(&error));
     // Version 2 is known by its file system, so it stays, but for the one file that is written. A tree
     // that only looked like version 1 would lack what says so in mountinfo.
     if seen.is_pure() && seen.unified.as_deref() == Some(Path::new(ROOT)) {

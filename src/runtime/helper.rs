@@ -17,6 +17,7 @@ use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
+use crate::model::chain;
 use crate::sys::{mount, passing, signals};
 
 /// What slim asks of the helper.
@@ -99,7 +100,7 @@ fn prepare(socket: &OwnedFd) -> io::Result<SignalFd> {
     rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC)?;
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let told = |error: mount::MountError| io::Error::other(format!("{error}: {}", error.source));
+    let told = |error: mount::MountError| io::Error::other(chain(&error));
     mount::make_all_private().map_err(told)?;
     mount::proc("/proc".as_ref()).map_err(told)?;
     let mut mask = SigSet::empty();
@@ -125,7 +126,7 @@ fn reap(socket: &OwnedFd) -> io::Result<()> {
 }
 
 fn answer(ask: Ask, fds: Vec<OwnedFd>) -> Result<i32, String> {
-    let told = |error: mount::MountError| format!("{error}: {}", error.source);
+    let told = |error: mount::MountError| chain(&error);
     match ask {
         Ask::Overlay { lowers, upper, work, target } => {
             mount::overlay(&lowers, &upper, &work, &target).map_err(told).map(|()| 0)

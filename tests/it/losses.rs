@@ -1,7 +1,6 @@
 //! Report-once, losses and verification on real containers, from outside.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 
@@ -132,11 +131,7 @@ fn verification_finds_what_the_script_tolerates() {
     let text = "$SLIM_EXEC sh -c 'cat /srv/data/used >/dev/null 2>&1 || true'";
     let (code, said) = place.trace(&["--format", "layout", "--no-restart"], text);
     assert_eq!(code, 0, "{said}");
-    let verify = || {
-        let mut command: Command = slim(place.path());
-        command.args(["verify", "slim-out", "--image", "oci:image", "--store", "store"]);
-        outcome(&command.args(["--no-restart", "--", "./coverage.sh"]).output().unwrap())
-    };
+    let verify = || place.verify(&["--no-restart", "--", "./coverage.sh"]);
     assert_eq!(verify().0, 0);
     let filter = place.out("seccomp.oci.json");
     let whole = std::fs::read_to_string(&filter).unwrap();

@@ -30,6 +30,13 @@ impl Place {
         outcome(&command.arg("--").arg(script).output().unwrap())
     }
 
+    /// `slim verify` of what a trace left.
+    pub fn verify(&self, args: &[&str]) -> (i32, String) {
+        let mut command = slim(self.path());
+        command.args(["verify", "slim-out", "--image", "oci:image", "--store", "store"]);
+        outcome(&command.args(args).output().unwrap())
+    }
+
     pub fn out(&self, name: &str) -> std::path::PathBuf {
         self.path().join("slim-out").join(name)
     }
@@ -226,14 +233,8 @@ fn verification_catches_mutations() {
     let place = Place::new(&SERVICE);
     let (code, said) = place.trace(&["--format", "layout"], COVERAGE);
     assert_eq!(code, 0, "{said}");
-    let verify = |with_script: bool| {
-        let mut command = slim(place.path());
-        command.args(["verify", "slim-out", "--image", "oci:image", "--store", "store"]);
-        if with_script {
-            command.args(["--", "./coverage.sh"]);
-        }
-        outcome(&command.output().unwrap())
-    };
+    let verify =
+        |with_script: bool| place.verify(if with_script { &["--", "./coverage.sh"] } else { &[] });
     let (code, said) = verify(true);
     assert_eq!(code, 0, "{said}");
 
@@ -270,10 +271,8 @@ fn a_slim_image_that_never_ends_fails_its_verification() {
     let (code, said) = place.trace(&["--no-restart"], waits);
     assert_eq!(code, 0, "{said}");
     disallow(&place, "rt_sigsuspend");
-    let mut command = slim(place.path());
-    command.args(["verify", "slim-out", "--image", "oci:image", "--store", "store"]);
-    command.args(["--no-restart", "--script-timeout", "3", "--", "./coverage.sh"]);
-    let (code, said) = outcome(&command.output().unwrap());
+    let args = ["--no-restart", "--script-timeout", "3", "--", "./coverage.sh"];
+    let (code, said) = place.verify(&args);
     assert_eq!(code, 8, "{said}");
     assert!(said.contains("did not end within 3 s; on the original it took"), "{said}");
     assert!(said.contains("rt_sigsuspend"), "{said}");
