@@ -6,8 +6,9 @@ use clap::Args;
 
 use crate::pipeline::{self, BuildSpec, PipelineError};
 
+use super::image_args::ImageArgs;
 use super::progress::Terminal;
-use super::trace::{FormatArg, PolicyArgs, need_image};
+use super::trace::{FormatArg, PolicyArgs};
 use super::{report, say};
 
 /// Build the slim image from a profile; nothing is run
@@ -20,12 +21,8 @@ pub(super) struct BuildArgs {
     /// Configuration file [default: slim.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The image that was traced
-    #[arg(long)]
-    image: Option<String>,
-    /// Platform to pick from an index
-    #[arg(long)]
-    platform: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Name of the slim image [default: the original's with -slim]
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
@@ -46,8 +43,8 @@ impl BuildArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
         let spec = BuildSpec {
             profile: self.profile,
-            image: need_image(self.image, "build")?,
-            platform: self.platform,
+            access: self.image.access(),
+            image: self.image.need("build")?,
             tag: self.tag,
             format: FormatArg::format(self.format),
             policy: self.policy.policy()?,

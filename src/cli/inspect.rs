@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::pipeline::{self, PipelineError, Reporter as _};
 
+use super::image_args::ReachArgs;
 use super::progress::Terminal;
 use super::say;
 use super::units::megabytes;
@@ -14,9 +15,8 @@ use super::units::megabytes;
 pub(super) struct InspectArgs {
     /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a path
     image: String,
-    /// Platform to pick from an index
-    #[arg(long)]
-    platform: Option<String>,
+    #[command(flatten)]
+    reach: ReachArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -26,7 +26,7 @@ impl InspectArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
         let terminal = Terminal::new();
         terminal.step("reading the image");
-        let found = pipeline::inspect(&self.image, self.platform.as_deref());
+        let found = pipeline::inspect(&self.image, &self.reach.access());
         terminal.finish();
         let found = found?;
         if self.json {

@@ -6,6 +6,7 @@
 mod build;
 mod doctor;
 mod exec;
+mod image_args;
 mod inspect;
 mod layers;
 mod profiles;

@@ -9,6 +9,7 @@ use crate::emit::ImageFormat;
 use crate::model::Policy;
 use crate::pipeline::{self, PipelineError, Reporter as _, TraceSpec};
 
+use super::image_args::ImageArgs;
 use super::progress::Terminal;
 use super::run_args::RunArgs;
 use super::{complain, fail, report, say};
@@ -22,12 +23,8 @@ pub(super) struct TraceArgs {
     /// Configuration file [default: slim.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a path
-    #[arg(long)]
-    image: Option<String>,
-    /// Platform to pick from an index, os/arch[/variant]
-    #[arg(long)]
-    platform: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Name of the slim image [default: the original's with -slim]
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
@@ -100,16 +97,6 @@ impl PolicyArgs {
     }
 }
 
-/// The image, which is needed and may come from flag, environment or file.
-pub(super) fn need_image(image: Option<String>, verb: &str) -> Result<String, PipelineError> {
-    image.ok_or_else(|| {
-        PipelineError::Usage(format!(
-            "no image: give --image, SLIM_{}_IMAGE or image in slim.toml",
-            verb.to_uppercase()
-        ))
-    })
-}
-
 impl TraceArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
         let spec = self.spec()?;
@@ -149,8 +136,8 @@ impl TraceArgs {
             ));
         }
         Ok(TraceSpec {
-            image: need_image(self.image, "trace")?,
-            platform: self.platform,
+            access: self.image.access(),
+            image: self.image.need("trace")?,
             tag: self.tag,
             output: self.output.unwrap_or_else(pipeline::default_output),
             format: FormatArg::format(self.format),

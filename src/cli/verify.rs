@@ -7,10 +7,10 @@ use clap::Args;
 
 use crate::pipeline::{self, PipelineError, Reporter as _, VerifySpec};
 
+use super::image_args::ImageArgs;
 use super::progress::Terminal;
 use super::run_args::RunArgs;
 use super::say;
-use super::trace::need_image;
 
 /// Check a result folder against the original: path by path, and with a script at work
 #[derive(Args, Debug)]
@@ -20,12 +20,8 @@ pub(super) struct VerifyArgs {
     /// Configuration file [default: slim.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The original image
-    #[arg(long)]
-    image: Option<String>,
-    /// Platform to pick from an index
-    #[arg(long)]
-    platform: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     #[command(flatten)]
     run: RunArgs,
     /// Folder for unpacked layers [default: /var/lib/slim; without root ~/.local/share/slim]
@@ -42,8 +38,8 @@ impl VerifyArgs {
         let run = self.run.spec(self.script)?;
         let spec = VerifySpec {
             folder: self.dir,
-            image: need_image(self.image, "verify")?,
-            platform: self.platform,
+            access: self.image.access(),
+            image: self.image.need("verify")?,
             store: self.store,
             run: scripted.then_some(run),
         };

@@ -7,7 +7,7 @@ use crate::keep;
 use crate::model::{Policy, Profile};
 use crate::rootfs;
 use crate::seccomp;
-use crate::source;
+use crate::source::{self, Access};
 
 use super::image::{Product, log_reasons, same_image};
 use super::results::{Results, pretty, write_json};
@@ -19,7 +19,7 @@ use super::{PipelineError, Reporter, Summary};
 pub struct BuildSpec {
     pub profile: PathBuf,
     pub image: String,
-    pub platform: Option<String>,
+    pub access: Access,
     pub tag: Option<String>,
     pub format: ImageFormat,
     pub policy: Policy,
@@ -57,7 +57,7 @@ fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
 pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, PipelineError> {
     spec.tag.as_deref().map_or(Ok(()), tag::check)?;
     let profile = read_profile(&spec.profile)?;
-    let image = source::open(&spec.image, spec.platform.as_deref())?;
+    let image = source::open(&spec.image, &spec.access)?;
     same_image(&image, &profile)?;
     complete(&profile, spec.keep_going)?;
     reporter.step("reading the image");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::oci::Image;
 use crate::rootfs::{self, Store, StoredLayer};
 use crate::runtime;
-use crate::source;
+use crate::source::{self, Access};
 
 use super::PipelineError;
 
@@ -43,8 +43,8 @@ impl Inspected {
 ///
 /// # Errors
 /// Whatever is wrong with the image.
-pub fn inspect(image: &str, platform: Option<&str>) -> Result<Inspected, PipelineError> {
-    let image = source::open(image, platform)?;
+pub fn inspect(image: &str, access: &Access) -> Result<Inspected, PipelineError> {
+    let image = source::open(image, access)?;
     let (files, bytes) = rootfs::index(&image)?.totals();
     Ok(Inspected { image, files, bytes })
 }

@@ -42,7 +42,7 @@ pub(super) fn open_file(path: &Path) -> Result<Image, PipelineError> {
     let reference = path.to_str().ok_or_else(|| {
         PipelineError::Usage(format!("{} is not UTF-8: choose another folder", path.display()))
     })?;
-    Ok(source::open(reference, None)?)
+    Ok(source::open(reference, &source::Access::default())?)
 }
 
 /// An emitted image under its temporary name, with what decided it.

@@ -9,7 +9,7 @@ use crate::oci::Image;
 use crate::rootfs::{RunDir, Shelf, Store};
 use crate::runtime::{self, RunOptions};
 use crate::seccomp;
-use crate::source;
+use crate::source::{self, Access};
 
 use super::image::{Product, identity, log_reasons, open_file};
 use super::results::{Results, write_json};
@@ -26,7 +26,7 @@ const RETRIES: u64 = 2;
 #[derive(Debug, Clone)]
 pub struct TraceSpec {
     pub image: String,
-    pub platform: Option<String>,
+    pub access: Access,
     pub tag: Option<String>,
     pub output: PathBuf,
     pub format: ImageFormat,
@@ -156,7 +156,7 @@ impl<'a> Work<'a> {
         needs_root()?;
         filter_of(&spec.run.options)?;
         let results = Results::open(&spec.output)?;
-        let image = source::open(&spec.image, spec.platform.as_deref())?;
+        let image = source::open(&spec.image, &spec.access)?;
         let store = Store::open(spec.store.as_deref())?;
         let run_dir = store.new_run()?;
         reporter.step("unpacking the image");

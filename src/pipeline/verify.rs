@@ -12,7 +12,7 @@ use crate::oci::Image;
 use crate::rootfs::{self, Store};
 use crate::runtime::ScriptEnd;
 use crate::seccomp;
-use crate::source;
+use crate::source::{self, Access};
 
 use super::image::{identity, open_file, same_image};
 use super::run::run;
@@ -191,7 +191,7 @@ pub struct VerifySpec {
     /// The folder that trace or build wrote.
     pub folder: PathBuf,
     pub image: String,
-    pub platform: Option<String>,
+    pub access: Access,
     pub store: Option<PathBuf>,
     /// `None`: no script was given, only the static check is made.
     pub run: Option<RunSpec>,
@@ -202,7 +202,7 @@ pub struct VerifySpec {
 /// # Errors
 /// What prevents the check; what it finds is in the verdict.
 pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, PipelineError> {
-    let original = source::open(&spec.image, spec.platform.as_deref())?;
+    let original = source::open(&spec.image, &spec.access)?;
     let profile = read_profile(&spec.folder.join("profile.json"))?;
     same_image(&original, &profile)?;
     let slim = open_result(&spec.folder)?;

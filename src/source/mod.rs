@@ -57,6 +57,20 @@ pub enum SourceError {
     LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
 }
 
+/// How an image is reached, whatever its reference says.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// What to pick from an index, `os/architecture[/variant]`; the host's where it is not given.
+    pub platform: Option<String>,
+}
+
+impl Access {
+    /// The defaults, for a platform.
+    pub fn platform(platform: &str) -> Self {
+        Self { platform: Some(platform.to_owned()) }
+    }
+}
+
 /// What the reference says the path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -67,12 +81,12 @@ enum Kind {
 }
 
 /// Opens `reference` (`oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, `docker-archive:PATH[:REF]`, or a
-/// bare path recognised by its content) and picks `platform` (default: the host's) from an index.
-pub fn open(reference: &str, platform: Option<&str>) -> Result<Image, SourceError> {
+/// bare path recognised by its content) and picks the platform from an index.
+pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
     let (kind, rest) = split_transport(reference)?;
     let (path, tag) = split_tag(rest)?;
     let container = Container::open(&path)?;
-    let platform = platform.map_or_else(host_platform, str::to_owned);
+    let platform = access.platform.clone().unwrap_or_else(host_platform);
     let is_oci = container.has("index.json");
     let is_docker = container.has("manifest.json");
     let wrong = |why: &str| SourceError::NotAnImage { path: path.clone(), why: why.into() };

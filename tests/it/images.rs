@@ -10,7 +10,7 @@ use slim::model::{KeepSet, Node, NodeKind, Reason, RootPath, Tree};
 use slim::oci::Image;
 use slim::oci::layer::EntryKind;
 use slim::rootfs::{Store, changes, index};
-use slim::source::SourceError;
+use slim::source::{Access, SourceError};
 use slim::sys::mount::overlay;
 
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
@@ -86,7 +86,7 @@ pub fn on_disk(tree: &Tree, root: &Path, what: &str) {
 }
 
 fn open(layout: &Path) -> Result<Image, SourceError> {
-    slim::source::open(&format!("oci:{}", layout.display()), Some("linux/amd64"))
+    slim::source::open(&format!("oci:{}", layout.display()), &Access::platform("linux/amd64"))
 }
 
 /// A tree as lines: path, kind, layer, link group.
@@ -155,7 +155,7 @@ fn round_trip(fixture: &ImageFixture, what: &str) -> Tree {
     let target = dir.path().join("image.tar");
     let keep = keep_all(&rootfs.tree);
     write_image(&image, &rootfs.tree, &keep, "t:1", ImageFormat::Archive, &target).unwrap();
-    let slim = slim::source::open(&target.display().to_string(), None).unwrap();
+    let slim = slim::source::open(&target.display().to_string(), &Access::default()).unwrap();
     assert_same_tree(&index(&slim).unwrap(), &rootfs.tree, what);
     assert_docker_takes_it(&slim, what);
     rootfs.tree
@@ -401,11 +401,16 @@ fn damage_is_named() {
     std::fs::write(&config, text.replace("2020", "2021")).unwrap();
     let error = open(&layout).err().unwrap().to_string();
     assert!(error.contains("configuration") && error.contains("hashes to"), "{error}");
-    let error = slim::source::open(&format!("oci:{}:two", layout.display()), None).err().unwrap();
+    let error = slim::source::open(&format!("oci:{}:two", layout.display()), &Access::default())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("one"), "{error}");
-    let error = slim::source::open(&layout.display().to_string(), Some("linux/s390x"));
+    let error = slim::source::open(&layout.display().to_string(), &Access::platform("linux/s390x"));
     assert!(error.err().unwrap().to_string().contains("linux/amd64"));
-    assert!(matches!(slim::source::open("/no/such", None), Err(SourceError::NotFound { .. })));
+    assert!(matches!(
+        slim::source::open("/no/such", &Access::default()),
+        Err(SourceError::NotFound { .. })
+    ));
 }
 
 #[test]
@@ -432,7 +437,7 @@ fn equal_builds_are_equal_bytes_and_configuration_stays_whole() {
     let layout = write("slim", ImageFormat::Layout);
     write("slim", ImageFormat::Layout); // over an older one
     let slim = open(&layout).unwrap();
-    let archive = slim::source::open(&one.display().to_string(), None).unwrap();
+    let archive = slim::source::open(&one.display().to_string(), &Access::default()).unwrap();
     assert_eq!(slim.manifest_digest, archive.manifest_digest);
     assert_eq!(slim.name.as_deref(), Some("repo/x-slim:1"));
     assert_eq!(dump(&index(&slim).unwrap()), "/a file 1\n/c file 1\n");
@@ -576,14 +581,16 @@ fn archives_may_be_compressed_and_indexes_nest() {
         "digest": digest.to_string(), "size": nested.len() }] });
     std::fs::write(&index_json, outer.to_string()).unwrap();
     assert_eq!(open(&layout).unwrap().manifest_digest, plain.manifest_digest);
-    let wanted = slim::source::open(&layout.display().to_string(), Some("linux/s390x"));
+    let wanted =
+        slim::source::open(&layout.display().to_string(), &Access::platform("linux/s390x"));
     let error = wanted.err().unwrap().to_string();
     assert!(error.contains("linux/amd64") && error.contains("linux/arm64"), "{error}");
     let tar = dir.path().join("image.tar.gz");
     let mut pack = std::process::Command::new("tar");
     pack.arg("-C").arg(&layout).arg("-czf").arg(&tar).arg(".");
     assert!(pack.status().unwrap().success());
-    let packed = slim::source::open(&tar.display().to_string(), Some("linux/amd64")).unwrap();
+    let packed =
+        slim::source::open(&tar.display().to_string(), &Access::platform("linux/amd64")).unwrap();
     assert_same_tree(&index(&packed).unwrap(), &index(&plain).unwrap(), "gzip");
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use slim::emit::{ImageFormat, write_image};
 use slim::rootfs::{Store, index};
+use slim::source::Access;
 
 use crate::images::{assert_same_tree, keep_all, on_disk};
 use crate::support::{Need, have};
@@ -38,7 +39,8 @@ fn corpus_images_survive_whole() {
     for (name, path) in corpus() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let image =
-            slim::source::open(&format!("oci:{}", path.join("oci").display()), None).unwrap();
+            slim::source::open(&format!("oci:{}", path.join("oci").display()), &Access::default())
+                .unwrap();
         let store = Store::open(Some(&dir.path().join("store"))).unwrap();
         let start = Instant::now();
         let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
@@ -55,7 +57,8 @@ fn corpus_images_survive_whole() {
 
         let archive = path.join(format!("{name}.oci.tar"));
         for other in [archive, path.join(format!("{name}.docker.tar"))] {
-            let image = slim::source::open(&other.display().to_string(), None).unwrap();
+            let image =
+                slim::source::open(&other.display().to_string(), &Access::default()).unwrap();
             assert_same_tree(&index(&image).unwrap(), &rootfs.tree, &name);
         }
 
@@ -66,7 +69,7 @@ fn corpus_images_survive_whole() {
         let emitted =
             write_image(&image, &rootfs.tree, &keep, &tag, ImageFormat::Archive, &target).unwrap();
         eprintln!("{name}: written in {:?}", start.elapsed());
-        let slim = slim::source::open(&target.display().to_string(), None).unwrap();
+        let slim = slim::source::open(&target.display().to_string(), &Access::default()).unwrap();
         assert_eq!(slim.manifest_digest, emitted.manifest_digest);
         assert_eq!(slim.name.as_deref(), Some(tag.as_str()));
         assert_same_tree(&index(&slim).unwrap(), &rootfs.tree, &name);
