@@ -7,14 +7,16 @@ use clap::Args;
 use crate::pipeline::{self, BuildSpec, PipelineError};
 
 use super::image_args::ImageArgs;
+use super::output_args::{OutputArgs, short_names};
 use super::progress::Terminal;
-use super::trace::{FormatArg, PolicyArgs};
+use super::trace::PolicyArgs;
 use super::{report, say};
 
 /// Build the slim image from a profile; nothing is run
 ///
 /// With the options of the trace it writes the same image, byte for byte.
 #[derive(Args, Debug)]
+#[command(mut_args(short_names))]
 pub(super) struct BuildArgs {
     /// Profile that slim trace or slim merge wrote
     profile: PathBuf,
@@ -23,12 +25,8 @@ pub(super) struct BuildArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     image: ImageArgs,
-    /// Name of the slim image [default: the original's with -slim]
-    #[arg(long, value_name = "NAME")]
-    tag: Option<String>,
-    /// archive (image.tar) or layout (image/) [default: archive]
-    #[arg(long, value_enum)]
-    format: Option<FormatArg>,
+    #[command(flatten)]
+    product: OutputArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Folder for the results [default: slim-out]
@@ -45,8 +43,7 @@ impl BuildArgs {
             profile: self.profile,
             access: self.image.access(),
             image: self.image.need("build")?,
-            tag: self.tag,
-            format: FormatArg::format(self.format),
+            product: self.product.spec()?,
             policy: self.policy.policy()?,
             output: self.output.unwrap_or_else(pipeline::default_output),
             keep_going: self.keep_going.unwrap_or(false),

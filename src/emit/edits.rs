@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::model::ImageConfig;
+
 /// Changes to `config` of the configuration; what is not named stays as it was.
 ///
 /// What is removed goes first, then what is set is set.
@@ -64,6 +66,15 @@ impl Edits {
             let lost = wanted.iter().find(|name| !there.contains(name))?;
             Some(format!("the image has no {what} {lost:?} to remove"))
         })
+    }
+
+    /// A configuration as it becomes.
+    pub fn config(&self, original: &ImageConfig) -> ImageConfig {
+        let mut config = original.clone();
+        if let Some(top) = config.0.as_object_mut() {
+            self.apply(top);
+        }
+        config
     }
 
     /// Changes a whole configuration.

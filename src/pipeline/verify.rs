@@ -209,7 +209,7 @@ pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, Pip
     reporter.step("reading the original");
     let tree = rootfs::index(&original)?;
     let policy = read_policy(&spec.folder)?;
-    let keep = keep::decide(&profile, &tree, &original.config, &policy)?;
+    let keep = keep::decide_for(&profile, &tree, &[&original.config, &slim.config], &policy)?;
     let filter = spec.folder.join("seccomp.oci.json");
     let bytes = std::fs::read(&filter).map_err(io_at("cannot read", &filter))?;
     let seccomp = seccomp::parse_filter(&bytes)?;
