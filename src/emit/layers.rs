@@ -25,7 +25,12 @@ pub(super) fn write(
     let mut written = Vec::new();
     for output in &plan.outputs {
         written.push(match output {
-            Output::Ready(ready) => ready.clone(),
+            Output::Ready(folder, ready) => {
+                let name = ready.digest.hex();
+                let (from, to) = (folder.join(&name), blobs.join(&name));
+                bring(&from, &to).map_err(|e| EmitError::write(&to, e))?;
+                ready.clone()
+            }
             Output::Whole(layer) => pass(image, *layer, packing, blobs)?,
             Output::Filtered(filtered) => {
                 let out =
@@ -37,6 +42,14 @@ pub(super) fn write(
         });
     }
     Ok(written)
+}
+
+/// A blob that is there already, under another name; the same one may be in an image twice.
+fn bring(from: &Path, to: &Path) -> std::io::Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    std::fs::hard_link(from, to).or_else(|_| std::fs::copy(from, to).map(drop))
 }
 
 /// A layer byte for byte: the very blob, if it is compressed as the result is to be.

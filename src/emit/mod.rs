@@ -22,7 +22,7 @@ mod plan;
 pub use blob::Written;
 pub use edits::{Edits, Removals};
 pub use pack::{Compression, Packing};
-pub use plan::Base;
+pub use plan::{Base, Shared};
 
 /// Why a result could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,29 @@ pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
     output.add(&manifest)?;
     output.publish(order.format, image, order.tags, &manifest, &layers)?;
     Ok(Emitted { manifest_digest, config_digest, generated: Vec::new(), layers })
+}
+
+/// Writes layers alone, for several images that have them in common, into the folder `blobs`.
+///
+/// `base` is what is written already of the lowest of them, `image` ends with the last one that is
+/// shared, and `tree` is the tree of just those layers.
+pub fn write_shared(
+    image: &Image,
+    tree: &Tree,
+    keep: &KeepSet,
+    base: Option<&Base>,
+    packing: &Packing,
+    blobs: &Path,
+) -> Result<Base, EmitError> {
+    if tree.layers != image.diff_ids() {
+        return Err(EmitError::OtherTree);
+    }
+    std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
+    let plan = plan::Plan::new(tree, keep, base);
+    let layers = layers::write(image, tree, &plan, packing, blobs)?;
+    let shared = Shared { output_of: plan.output_of, layers, blobs: blobs.to_owned() };
+    let names = plan::with_parents(tree, keep);
+    Ok(Base { layers: image.layers.len(), names, written: Some(shared) })
 }
 
 /// [`write`] with one tag, gzip, and nothing else that one could wish.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use std::path::PathBuf;
+
 use crate::model::{KeepSet, Node, NodeKind, RootPath, Tree};
 
 use super::blob::Written;
@@ -18,8 +20,18 @@ pub struct Base {
     /// Every path that those layers show in the result. What the layers above have there stays too,
     /// and what they removed is removed again.
     pub names: BTreeSet<RootPath>,
-    /// Where the layers went and what was written; `None` keeps them as they are.
-    pub written: Option<(Vec<Option<usize>>, Vec<Written>)>,
+    /// What was written; `None` keeps the layers as they are.
+    pub written: Option<Shared>,
+}
+
+/// Layers that were written for several images.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// For each layer of the original, the layer of the result it went to.
+    pub output_of: Vec<Option<usize>>,
+    pub layers: Vec<Written>,
+    /// The folder with the blobs, each named by the digits of its digest.
+    pub blobs: PathBuf,
 }
 
 impl Base {
@@ -41,8 +53,8 @@ pub(super) struct Plan {
 
 /// A layer of the result.
 pub(super) enum Output {
-    /// One that was written before.
-    Ready(Written),
+    /// One that was written before, into a folder.
+    Ready(PathBuf, Written),
     /// This layer of the original, byte for byte.
     Whole(usize),
     /// Kept paths of one layer or of several neighbours.
@@ -128,7 +140,8 @@ impl Plan {
     }
 }
 
-fn with_parents(tree: &Tree, keep: &KeepSet) -> BTreeSet<RootPath> {
+/// The kept paths that the tree has, and the folders above them.
+pub(super) fn with_parents(tree: &Tree, keep: &KeepSet) -> BTreeSet<RootPath> {
     let mut kept = BTreeSet::new();
     for path in keep.paths.keys().filter(|path| tree.get(path).is_some()) {
         kept.extend(path.ancestors().filter(|p| !p.is_root()));
@@ -252,9 +265,10 @@ fn slots(
     let mut output_of = vec![None; layers];
     let mut outputs: Vec<Output> = Vec::new();
     match base.and_then(|base| base.written.as_ref()) {
-        Some((to, written)) => {
-            output_of[..below].clone_from_slice(&to[..below]);
-            outputs.extend(written.iter().cloned().map(Output::Ready));
+        Some(shared) => {
+            output_of[..below].clone_from_slice(&shared.output_of[..below]);
+            let ready = |layer: &Written| Output::Ready(shared.blobs.clone(), layer.clone());
+            outputs.extend(shared.layers.iter().map(ready));
         }
         None => {
             output_of[..below].iter_mut().enumerate().for_each(|(at, to)| *to = Some(at));

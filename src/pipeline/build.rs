@@ -39,7 +39,7 @@ fn io_usage(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> PipelineE
     move |error| PipelineError::Usage(format!("{what}: {error}"))
 }
 
-fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
+pub(super) fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
     if profile.is_complete() || keep_going {
         return Ok(());
     }

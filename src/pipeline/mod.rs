@@ -5,6 +5,7 @@
 
 mod build;
 mod doctor;
+mod family;
 mod host;
 mod image;
 mod play;
@@ -30,6 +31,7 @@ use crate::source::SourceError;
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use doctor::{Check, doctor};
+pub use family::{Family, FamilySpec, build_family};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
 pub use product::ProductSpec;
 pub use results::write_whole;

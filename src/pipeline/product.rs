@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::emit::{self, Base, Compression, Edits, Emitted, ImageFormat, Order, Packing};
-use crate::keep;
+use crate::keep::{self, KeepError};
 use crate::model::{KeepSet, Policy, Profile, Tree};
 use crate::oci::Image;
 use crate::seccomp::{self, Allowlist};
@@ -70,6 +70,8 @@ pub(super) struct Product {
     pub emitted: Emitted,
     pub file: PathBuf,
     pub tags: Vec<String>,
+    /// See [`OutputIds::family_layers`].
+    pub family_layers: usize,
 }
 
 impl Wanted {
@@ -81,12 +83,21 @@ impl Wanted {
         profile: &Profile,
         file: &Path,
     ) -> Result<Product, PipelineError> {
-        let edited = self.edits.config(&image.config);
-        let keep = keep::decide_for(profile, tree, &[&image.config, &edited], &self.policy)?;
+        let keep = self.decide(image, tree, profile)?;
         log_reasons(&keep);
         let layers = self.policy.keep_base;
         let base = (layers > 0).then(|| Base::whole(tree, layers));
         self.write(image, tree, profile, keep, base.as_ref(), file)
+    }
+
+    pub(super) fn decide(
+        &self,
+        image: &Image,
+        tree: &Tree,
+        profile: &Profile,
+    ) -> Result<KeepSet, KeepError> {
+        let edited = self.edits.config(&image.config);
+        keep::decide_for(profile, tree, &[&image.config, &edited], &self.policy)
     }
 
     /// Writes an image whose keep-set is decided.
@@ -104,7 +115,10 @@ impl Wanted {
         let (format, packing) = (*format, *packing);
         let order = Order { image, tree, keep: &keep, base, tags, format, packing, edits };
         let emitted = emit::write(&order, file)?;
-        Ok(Product { keep, allowlist, emitted, file: file.to_owned(), tags: tags.clone() })
+        let shared = base.and_then(|base| base.written.as_ref());
+        let family_layers = shared.map_or(0, |shared| shared.layers.len());
+        let (file, tags) = (file.to_owned(), tags.clone());
+        Ok(Product { keep, allowlist, emitted, file, tags, family_layers })
     }
 
     /// What the user should know of the result.
@@ -164,6 +178,7 @@ impl Summary {
             config_digest: product.emitted.config_digest,
             manifest_digest: product.emitted.manifest_digest,
             layers: product.emitted.layers.iter().map(OutputLayer::of).collect(),
+            family_layers: product.family_layers,
         });
     }
 }

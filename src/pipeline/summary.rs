@@ -85,6 +85,9 @@ pub struct OutputIds {
     /// Lowest first.
     #[serde(default)]
     pub layers: Vec<OutputLayer>,
+    /// How many of them, from the lowest, were made for all images of a family that have them.
+    #[serde(default)]
+    pub family_layers: usize,
 }
 
 /// A layer of the written image.

@@ -245,6 +245,7 @@ impl<'a> Work<'a> {
             profile,
             keep: &product.keep,
             image: open_file(&product.file)?,
+            family_layers: product.family_layers,
             seccomp: product.allowlist.oci.clone(),
             outcomes,
         };

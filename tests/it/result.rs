@@ -379,3 +379,150 @@ fn names_levels_and_bases_are_checked_and_shown() {
         assert!(code == 2 && text.contains(hint), "{args:?}: {code} {text}");
     }
 }
+
+/// A profile that touched `files`.
+fn profile_of(image: &Image, files: &[&str], target: &Path) {
+    empty_profile(image, target);
+    let mut profile = json(target);
+    let user = json!({ "exe": "/x", "argv0": "x", "uid": 0, "phase": "start" });
+    let seen = json!({ slim::model::Digest::of(b"").to_string(): user });
+    for file in files {
+        profile["files"][file] = json!({ "access": { "open": seen } });
+    }
+    std::fs::write(target, profile.to_string()).unwrap();
+}
+
+#[test]
+fn images_of_a_family_share_their_slim_layers() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let bottom =
+        layer().dir("d").file("d/a", "a").file("d/b", "b").file("d/c", "c").file("d/n", "n");
+    let middle = layer().dir("m").file("m/a", "a").file("m/b", "b").file("m/n", "n");
+    let images = [
+        (
+            "a",
+            vec![bottom.clone(), middle.clone(), layer().file("own", "a")],
+            vec!["/d/a", "/m/a", "/own"],
+        ),
+        // This one hides what the first one uses, and replaces what the third one does.
+        (
+            "b",
+            vec![
+                bottom.clone(),
+                middle,
+                layer().whiteout("d/a").file("d/c", "new").file("own", "b"),
+            ],
+            vec!["/d/b", "/m/b", "/own"],
+        ),
+        ("c", vec![bottom.clone(), layer().file("own", "c")], vec!["/d/c", "/own"]),
+        ("d", vec![bottom], vec!["/d/c"]),
+    ];
+    let mut command = slim(dir.path());
+    command.args(["build", "--family", "--keep-going", "-o", "out", "--keep", "/m/n"]);
+    for (name, layers, files) in &images {
+        let folder = dir.path().join(name);
+        let fixture = layers.iter().cloned().fold(ImageFixture::default(), ImageFixture::layer);
+        let layout = fixture.tag(&format!("shop/{name}:1")).write(&folder);
+        profile_of(&open(&layout), files, &folder.join("profile.json"));
+        command.arg(folder.join("profile.json"));
+        command.arg("--image").arg(format!("oci:{}", layout.display()));
+    }
+    let (code, text) = outcome(&command.output().unwrap());
+    assert_eq!(code, 0, "{text}");
+    let names = |name: &str| -> (Image, Vec<String>) {
+        let slim = open(&dir.path().join(format!("out/{name}-1/image.tar")));
+        let tree = index(&slim).unwrap();
+        (slim, tree.nodes.keys().map(|path| path.to_string()).collect())
+    };
+    let (a, of_a) = names("a");
+    assert_eq!(of_a, ["/d", "/d/a", "/d/b", "/d/c", "/m", "/m/a", "/m/b", "/m/n", "/own"]);
+    let (b, of_b) = names("b");
+    assert_eq!(of_b, ["/d", "/d/b", "/d/c", "/m", "/m/a", "/m/b", "/m/n", "/own"]);
+    let (c, of_c) = names("c");
+    assert_eq!(of_c, ["/d", "/d/a", "/d/b", "/d/c", "/own"]);
+    let (d, _) = names("d");
+    let blobs = |image: &Image| -> Vec<_> { image.layers.iter().map(|l| l.blob).collect() };
+    assert_eq!(blobs(&a)[..2], blobs(&b)[..2]);
+    assert_eq!(blobs(&a)[..1], blobs(&c)[..1]);
+    assert_eq!(blobs(&d), blobs(&c)[..1]);
+    let report = json(&dir.path().join("out/family.json"));
+    let sums = |key: &str| {
+        (report[key]["before"].as_u64().unwrap(), report[key]["after"].as_u64().unwrap())
+    };
+    let distinct: BTreeSet<_> =
+        [&a, &b, &c, &d].iter().flat_map(|image| blobs(image)).flatten().collect();
+    let after: u64 = distinct.iter().map(|(_, size)| size).sum();
+    assert_eq!(sums("stored_bytes").1, after);
+    assert!(sums("stored_bytes").0 < sums("unshared_bytes").0);
+    assert_eq!(report["images"][0]["family_layers"], 2);
+    for (name, ..) in &images {
+        let mut command = slim(dir.path());
+        command.args([
+            "verify",
+            &format!("out/{name}-1"),
+            "--image",
+            &format!("oci:{name}/layout"),
+        ]);
+        let (code, text) = outcome(&command.output().unwrap());
+        assert_eq!(code, 0, "{name}: {text}");
+    }
+    // Every profile has its image, every image its profile; a glob matches somewhere.
+    let again =
+        |args: &[&str]| outcome(&slim(dir.path()).arg("build").args(args).output().unwrap());
+    for (args, hint) in [
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "b/profile.json",
+                "--image",
+                "oci:a/layout",
+            ][..],
+            "b/profile.json",
+        ),
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "--image",
+                "oci:a/layout",
+                "--image",
+                "oci:b/layout",
+            ],
+            "oci:b/layout",
+        ),
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "--image",
+                "oci:a/layout",
+                "--keep",
+                "/none",
+            ],
+            "/none",
+        ),
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "c/profile.json",
+                "--image",
+                "oci:a/layout",
+                "--image",
+                "oci:c/layout",
+                "--tag",
+                "x:1",
+            ],
+            "{repository}",
+        ),
+        (&["a/profile.json", "b/profile.json", "--image", "oci:a/layout"], "--family"),
+    ] {
+        let (code, text) = again(args);
+        assert!(code == 2 && text.contains(hint), "{args:?}: {code} {text}");
+    }
+}
