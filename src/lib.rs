@@ -22,3 +22,4 @@ pub mod runtime;
 pub mod seccomp;
 pub mod source;
 pub mod sys;
+pub mod wire;

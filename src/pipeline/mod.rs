@@ -25,7 +25,7 @@ use crate::record::RecordError;
 use crate::rootfs::RootfsError;
 use crate::runtime::RuntimeError;
 use crate::seccomp::SeccompError;
-use crate::source::SourceError;
+use crate::source::{Fault, SourceError};
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use doctor::{Check, doctor};
@@ -106,7 +106,7 @@ impl PipelineError {
             Self::Rootfs(RootfsError::Interrupted) | Self::Emit(EmitError::Interrupted) => {
                 exit::INTERRUPTED
             }
-            Self::Source(_) => exit::IMAGE,
+            Self::Source(error) => fault_exit(error.fault()),
             Self::Rootfs(error) if error.is_bad_image() => exit::IMAGE,
             Self::Emit(error) if error.is_bad_image() => exit::IMAGE,
             Self::Runtime(error) => runtime_exit(error),
@@ -122,6 +122,15 @@ impl PipelineError {
             Self::Io { source, .. } => io_exit(source),
             Self::Emit(_) => exit::INTERNAL,
         }
+    }
+}
+
+fn fault_exit(fault: Fault) -> u8 {
+    match fault {
+        Fault::Image => exit::IMAGE,
+        Fault::Host => exit::HOST,
+        Fault::Usage => exit::USAGE,
+        Fault::Policy => exit::POLICY,
     }
 }
 

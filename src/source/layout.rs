@@ -19,9 +19,14 @@ pub(super) fn read(
     container: Container,
     tag: Option<&str>,
     platform: &str,
+    pin: Option<Digest>,
 ) -> Result<Image, SourceError> {
     let index: Index = container.json("index.json", &container.read("index.json")?)?;
-    let top = choose(&container, &index, tag, platform)?;
+    let pinned = |d: &&Descriptor| pin.is_some_and(|pin| d.digest == pin.to_string());
+    let top = match index.manifests.iter().find(pinned).filter(|_| tag.is_none()) {
+        Some(top) => top,
+        None => choose(&container, &index, tag, platform)?,
+    };
     let name = image_names(top).into_iter().find_map(full_name);
     let mut found = Vec::new();
     let manifest = descend(&container, top, platform, &mut found, 0)?;
@@ -29,6 +34,10 @@ pub(super) fn read(
         let (path, wanted) = (container.path.clone(), platform.to_owned());
         return Err(SourceError::Platform { path, wanted, found });
     };
+    if let Some(want) = pin.filter(|pin| *pin != manifest_digest && !pinned(&top)) {
+        let (path, got) = (container.path.clone(), manifest_digest);
+        return Err(SourceError::Pin { path, want, got });
+    }
     let (config_digest, config_bytes) = container.blob("configuration", &manifest.config)?;
     let config = ImageConfig(container.json("configuration", &config_bytes)?);
     let mut layers = Vec::new();

@@ -9,7 +9,7 @@ const RANKS: [&[&str]; 6] = [
     &["cli"],
     &["pipeline"],
     &["source", "rootfs", "runtime", "record", "emit"],
-    &["oci", "inspect", "sys"],
+    &["oci", "inspect", "sys", "wire"],
     &["keep", "seccomp"],
     &["model"],
 ];
