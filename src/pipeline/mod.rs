@@ -8,6 +8,7 @@ mod doctor;
 mod host;
 mod image;
 mod play;
+mod push;
 mod results;
 mod run;
 mod run_spec;
@@ -25,11 +26,13 @@ use crate::record::RecordError;
 use crate::rootfs::RootfsError;
 use crate::runtime::RuntimeError;
 use crate::seccomp::SeccompError;
+use crate::sink::SinkError;
 use crate::source::{Fault, SourceError};
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use doctor::{Check, doctor};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
+pub use push::{PushSpec, push};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};
 pub use summary::{Bystanders, Summary, Verified};
@@ -79,6 +82,8 @@ pub enum PipelineError {
     Seccomp(#[from] SeccompError),
     #[error(transparent)]
     Emit(#[from] EmitError),
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     #[error("{0}")]
     Usage(String),
     #[error("{what}: {why}; {way_out}")]
@@ -107,6 +112,7 @@ impl PipelineError {
                 exit::INTERRUPTED
             }
             Self::Source(error) => fault_exit(error.fault()),
+            Self::Sink(error) => fault_exit(error.fault()),
             Self::Rootfs(error) if error.is_bad_image() => exit::IMAGE,
             Self::Emit(error) if error.is_bad_image() => exit::IMAGE,
             Self::Runtime(error) => runtime_exit(error),

@@ -125,6 +125,32 @@ fn choose<'a>(
     }
 }
 
+/// The one image that is meant, whatever its platform; several names of it are one.
+pub(super) fn only<'a>(
+    container: &Container,
+    index: &'a Index,
+    tag: Option<&str>,
+) -> Result<&'a Descriptor, SourceError> {
+    let first = |d: &&Descriptor| index.manifests.iter().find(|o| o.digest == d.digest) == Some(*d);
+    let named = |d: &&Descriptor| {
+        tag.is_none_or(|tag| d.digest == tag || image_names(d).iter().any(|n| names(n, tag)))
+    };
+    let meant: Vec<&Descriptor> =
+        index.manifests.iter().filter(|d| is_image(d)).filter(named).collect();
+    let different: Vec<&Descriptor> = meant.iter().copied().filter(first).collect();
+    let path = container.path.clone();
+    let shown = |d: &&Descriptor| image_names(d).first().map_or(d.digest.clone(), |n| (*n).into());
+    match (&different[..], &meant[..], tag) {
+        ([only], ..) | (_, [only], _) => Ok(only),
+        ([], [], None) => Err(SourceError::Empty { path }),
+        ([], [], Some(wanted)) => {
+            let found = index.manifests.iter().map(|d| shown(&d)).collect();
+            Err(SourceError::NoSuchTag { path, wanted: wanted.to_owned(), found })
+        }
+        _ => Err(SourceError::Ambiguous { path, found: meant.iter().map(shown).collect() }),
+    }
+}
+
 /// Images and lists of them; not the attestations that builders put beside (`unknown/unknown`).
 fn is_image(descriptor: &Descriptor) -> bool {
     let kind = &descriptor.media_type;

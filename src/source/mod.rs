@@ -13,7 +13,10 @@ mod docker;
 mod layout;
 pub mod registry;
 mod spool;
+mod stored;
 pub mod trust;
+
+pub use stored::{Stored, image_file, stored};
 
 use trust::Origin;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const RANKS: [&[&str]; 6] = [
     &["cli"],
     &["pipeline"],
-    &["source", "rootfs", "runtime", "record", "emit"],
+    &["source", "rootfs", "runtime", "record", "emit", "sink"],
     &["oci", "inspect", "sys", "wire"],
     &["keep", "seccomp"],
     &["model"],

@@ -23,7 +23,8 @@ pub(super) enum Identity {
         docker_repository: String,
     },
     #[serde(rename_all = "camelCase")]
-    RemapIdentity {
+    #[serde(rename = "remapIdentity")]
+    Remap {
         prefix: String,
         signed_prefix: String,
     },
@@ -48,7 +49,7 @@ impl Identity {
             Self::ExactRepository { docker_repository } => {
                 parse(docker_repository)?.name() == claimed.name()
             }
-            Self::RemapIdentity { prefix, signed_prefix } => {
+            Self::Remap { prefix, signed_prefix } => {
                 repo_digest_or_exact(&remapped(own()?, prefix, signed_prefix)?, &claimed)
             }
         };
