@@ -1,5 +1,6 @@
 //! An image in a registry.
 
+use std::cell::RefCell;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +34,8 @@ pub fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
     let gate = Gate::of(access, &origin)?;
     let (repository, top) = fetch(&reference, access)?;
     let platform = access.platform.clone().unwrap_or_else(host_platform);
-    let found = Found { name: &reference, repository: &repository, platform: &platform };
+    let seen = RefCell::default();
+    let found = Found { name: &reference, repository: &repository, platform: &platform, seen };
     let mut passed = Vec::new();
     let top_digest = top.digest;
     let Some((manifest, digest)) = found.descend(top, None, &mut passed, 0)? else {
@@ -82,6 +84,8 @@ struct Found<'a> {
     name: &'a Reference,
     repository: &'a Arc<Repository>,
     platform: &'a str,
+    /// The configuration that was fetched to learn a platform.
+    seen: RefCell<Option<(Digest, Vec<u8>)>>,
 }
 
 type Chosen = (Manifest, Digest);
@@ -172,6 +176,9 @@ impl Found<'_> {
 
     fn config(&self, manifest: &Manifest) -> Result<(Digest, Vec<u8>), SourceError> {
         let digest = self.digest("configuration", &manifest.config)?;
+        if let Some(seen) = self.seen.borrow_mut().take_if(|(seen, _)| *seen == digest) {
+            return Ok(seen);
+        }
         let size = manifest.config.size;
         let bytes = self.repository.small_blob(&digest, size, MAX_CONFIG)?;
         self.size("configuration", &digest, size, bytes.len() as u64)?;
@@ -179,8 +186,9 @@ impl Found<'_> {
     }
 
     fn real_platform(&self, manifest: &Manifest) -> Result<Platform, SourceError> {
-        let (_, bytes) = self.config(manifest)?;
+        let (digest, bytes) = self.config(manifest)?;
         let text = ImageConfig(self.json("configuration", &bytes)?).platform();
+        *self.seen.borrow_mut() = Some((digest, bytes));
         let mut parts = text.splitn(3, '/').map(str::to_owned);
         Ok(Platform {
             os: parts.next().unwrap_or_default(),

@@ -74,11 +74,11 @@ impl Repository {
         let mount = from.map(|from| format!("?mount={digest}&from={from}")).unwrap_or_default();
         let call = Call::new(Method::POST, self.url(&format!("blobs/uploads/{mount}")));
         let scope = from.map_or(Scope::Push, Scope::Mount);
-        let mut response = self.call(&call, &scope)?;
+        let response = self.call(&call, &scope)?;
         // A registry may refuse the mount, since the blob is not there or not ours to see.
         if from.is_some() && response.status().is_client_error() {
-            let call = Call::new(Method::POST, self.url("blobs/uploads/"));
-            response = self.call(&call, &Scope::Push)?;
+            self.upload(digest, size, content, self.begin(&what)?)?;
+            return Ok(Pushed::Sent);
         }
         match response.status() {
             StatusCode::CREATED => Ok(Pushed::Mounted),
@@ -87,6 +87,16 @@ impl Repository {
                 Ok(Pushed::Sent)
             }
             _ => Err(self.failure(response, &what)),
+        }
+    }
+
+    /// Starts an upload.
+    fn begin(&self, what: &str) -> Result<String, WireError> {
+        let call = Call::new(Method::POST, self.url("blobs/uploads/"));
+        let response = self.call(&call, &Scope::Push)?;
+        match response.status() {
+            StatusCode::ACCEPTED => self.session(&response, what),
+            _ => Err(self.failure(response, what)),
         }
     }
 
@@ -137,7 +147,12 @@ impl Repository {
                         return Err(broken.map(|r| self.failure(r, &what)).unwrap_or_else(|e| e));
                     }
                     std::thread::sleep(std::time::Duration::from_millis(50 << breaks));
-                    (session, at) = self.progress(&session, &what)?;
+                    (session, at) = match self.progress(&session, &what) {
+                        Err(WireError::Reach { .. }) => continue,
+                        Ok(known) => known,
+                        // Distribution 2.8 gives up an upload of which it holds part of a part.
+                        Err(_) => (self.begin(&what)?, 0),
+                    };
                 }
             }
         }
@@ -196,7 +211,8 @@ impl Repository {
     }
 }
 
-/// A part that does not begin where the last one ended (416), or an upload that was changed (409).
+/// A part that does not begin where the last one ended (416), an upload that was changed (409) or
+/// given up (404).
 fn out_of_step(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 409 | 416 | 500..=599)
+    matches!(status.as_u16(), 404 | 409 | 416 | 500..=599)
 }
