@@ -4,31 +4,39 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::pipeline::{self, BuildSpec, PipelineError};
+use crate::pipeline::{self, BuildSpec, FamilySpec, PipelineError, Reporter as _};
 
-use super::image_args::ImageArgs;
+use super::image_args::{ReachArgs, need_image};
+use super::output_args::{OutputArgs, short_names};
 use super::progress::Terminal;
-use super::trace::{FormatArg, PolicyArgs};
+use super::trace::PolicyArgs;
+use super::units::megabytes;
 use super::{report, say};
 
 /// Build the slim image from a profile; nothing is run
 ///
 /// With the options of the trace it writes the same image, byte for byte.
 #[derive(Args, Debug)]
+#[command(mut_args(short_names))]
 pub(super) struct BuildArgs {
-    /// Profile that slim trace or slim merge wrote
-    profile: PathBuf,
+    /// Profile that slim trace or slim merge wrote; with --family one of each image
+    #[arg(required = true, value_name = "PROFILE")]
+    profiles: Vec<PathBuf>,
+    /// Build several images, each profile's own: the layers that they share are filtered by what all
+    /// of them use, and stay shared. Each image gets a folder below the results'
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    family: Option<bool>,
+    /// Image; with --family each of them: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a
+    /// path
+    #[arg(long, value_name = "IMAGE")]
+    image: Vec<String>,
     /// Configuration file [default: slim.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    image: ImageArgs,
-    /// Name of the slim image [default: the original's with -slim]
-    #[arg(long, value_name = "NAME")]
-    tag: Option<String>,
-    /// archive (image.tar) or layout (image/) [default: archive]
-    #[arg(long, value_enum)]
-    format: Option<FormatArg>,
+    reach: ReachArgs,
+    #[command(flatten)]
+    product: OutputArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Folder for the results [default: slim-out]
@@ -41,12 +49,24 @@ pub(super) struct BuildArgs {
 
 impl BuildArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
+        if self.family == Some(true) {
+            return self.run_family();
+        }
+        let [profile] = &self.profiles[..] else {
+            return Err(PipelineError::Usage(
+                "several profiles: `slim merge` joins those of one image, --family builds several \
+                 images"
+                    .to_owned(),
+            ));
+        };
+        if self.image.len() > 1 {
+            return Err(PipelineError::Usage("several images: that takes --family".to_owned()));
+        }
         let spec = BuildSpec {
-            profile: self.profile,
-            access: self.image.access(),
-            image: self.image.need("build")?,
-            tag: self.tag,
-            format: FormatArg::format(self.format),
+            profile: profile.clone(),
+            access: self.reach.access(),
+            image: need_image(self.image.into_iter().next(), "build")?,
+            product: self.product.spec()?,
             policy: self.policy.policy()?,
             output: self.output.unwrap_or_else(pipeline::default_output),
             keep_going: self.keep_going.unwrap_or(false),
@@ -55,8 +75,46 @@ impl BuildArgs {
         let terminal = Terminal::new();
         let built = pipeline::build(&spec, &terminal);
         terminal.finish();
-        say(report::text(&built?).trim_end());
+        let built = built?;
+        for warning in &built.warnings {
+            terminal.warn(warning);
+        }
+        say(report::text(&built).trim_end());
         say(format_args!("  results    {}", spec.output.display()));
+        Ok(pipeline::exit::OK)
+    }
+
+    fn run_family(self) -> Result<u8, PipelineError> {
+        if self.image.is_empty() {
+            need_image(None, "build")?;
+        }
+        let spec = FamilySpec {
+            profiles: self.profiles,
+            images: self.image,
+            access: self.reach.access(),
+            product: self.product.spec()?,
+            policy: self.policy.policy()?,
+            output: self.output.unwrap_or_else(pipeline::default_output),
+            keep_going: self.keep_going.unwrap_or(false),
+        };
+        crate::runtime::install_signal_handlers()?;
+        let terminal = Terminal::new();
+        let built = pipeline::build_family(&spec, &terminal);
+        terminal.finish();
+        let family = built?;
+        for (folder, summary) in &family.summaries {
+            summary.warnings.iter().for_each(|warning| terminal.warn(warning));
+            say(report::text(summary).trim_end());
+            say(format_args!("  results    {}", folder.display()));
+        }
+        let (stored, apart) = (&family.stored_bytes, &family.unshared_bytes);
+        say(format_args!(
+            "stored: {} of {} (each image for itself: {} of {})",
+            megabytes(stored.after),
+            megabytes(stored.before),
+            megabytes(apart.after),
+            megabytes(apart.before)
+        ));
         Ok(pipeline::exit::OK)
     }
 }

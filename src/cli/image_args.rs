@@ -72,11 +72,16 @@ impl ImageArgs {
 
     /// The image, which is needed and may come from flag, environment or file.
     pub(super) fn need(self, verb: &str) -> Result<String, PipelineError> {
-        self.image.ok_or_else(|| {
-            PipelineError::Usage(format!(
-                "no image: give --image, SLIM_{}_IMAGE or image in slim.toml",
-                verb.to_uppercase()
-            ))
-        })
+        need_image(self.image, verb)
     }
+}
+
+/// The same, from wherever it comes.
+pub(super) fn need_image(image: Option<String>, verb: &str) -> Result<String, PipelineError> {
+    image.ok_or_else(|| {
+        PipelineError::Usage(format!(
+            "no image: give --image, SLIM_{}_IMAGE or image in slim.toml",
+            verb.to_uppercase()
+        ))
+    })
 }

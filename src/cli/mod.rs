@@ -9,6 +9,7 @@ mod exec;
 mod image_args;
 mod inspect;
 mod layers;
+mod output_args;
 mod profiles;
 mod progress;
 mod push;
@@ -42,7 +43,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Trace(Box<trace::TraceArgs>),
-    Build(build::BuildArgs),
+    Build(Box<build::BuildArgs>),
     Verify(Box<verify::VerifyArgs>),
     Merge(profiles::MergeArgs),
     Seccomp(profiles::SeccompArgs),

@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use crate::emit::ImageFormat;
 use crate::model::Policy;
 use crate::pipeline::{self, PipelineError, Reporter as _, TraceSpec};
 
 use super::image_args::ImageArgs;
+use super::output_args::OutputArgs;
 use super::progress::Terminal;
 use super::run_args::RunArgs;
 use super::{complain, fail, report, say};
@@ -25,15 +25,11 @@ pub(super) struct TraceArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     image: ImageArgs,
-    /// Name of the slim image [default: the original's with -slim]
-    #[arg(long, value_name = "NAME")]
-    tag: Option<String>,
     /// Folder for the results [default: slim-out]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// archive (image.tar) or layout (image/) [default: archive]
-    #[arg(long, value_enum)]
-    format: Option<FormatArg>,
+    #[command(flatten)]
+    product: OutputArgs,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -53,21 +49,6 @@ pub(super) struct TraceArgs {
     /// The script and its arguments
     #[arg(last = true, value_name = "SCRIPT")]
     script: Vec<OsString>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum FormatArg {
-    Archive,
-    Layout,
-}
-
-impl FormatArg {
-    pub(super) fn format(given: Option<Self>) -> ImageFormat {
-        match given {
-            None | Some(Self::Archive) => ImageFormat::Archive,
-            Some(Self::Layout) => ImageFormat::Layout,
-        }
-    }
 }
 
 /// What stays and what is allowed beyond the record.
@@ -93,7 +74,7 @@ impl PolicyArgs {
         for file in &self.keep_from {
             keep.extend(pipeline::read_globs(file)?);
         }
-        Ok(Policy { keep, drop: self.drop, allow: self.allow })
+        Ok(Policy { keep, drop: self.drop, allow: self.allow, ..Policy::default() })
     }
 }
 
@@ -138,9 +119,8 @@ impl TraceArgs {
         Ok(TraceSpec {
             access: self.image.access(),
             image: self.image.need("trace")?,
-            tag: self.tag,
             output: self.output.unwrap_or_else(pipeline::default_output),
-            format: FormatArg::format(self.format),
+            product: self.product.spec()?,
             store: self.store,
             run: self.run.spec(self.script)?,
             policy: self.policy.policy()?,

@@ -3,48 +3,58 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
-use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{DiffId, Digest};
 
-const CHUNK: usize = 256 << 10;
-const AHEAD: usize = 16;
+use super::pack::{BLOCK, Blocks, Packed, Packing, Stream};
+
+const PART: &str = "layer.part";
 
 /// A written layer.
 #[derive(Debug, Clone)]
-pub(super) struct Written {
+pub struct Written {
     pub diff_id: DiffId,
     pub digest: Digest,
-    /// Bytes, compressed.
+    /// Bytes as stored.
     pub size: u64,
+    pub media_type: &'static str,
+    /// True if it is a layer of the original, its tar byte for byte.
+    pub whole: bool,
 }
 
-/// Takes a layer's tar; a thread of its own compresses it, so that reading the original goes on.
+/// Takes a layer's tar; other threads compress it, so that reading the original goes on.
 pub(super) struct BlobWriter {
     buffer: Vec<u8>,
-    sender: Option<SyncSender<Vec<u8>>>,
+    blocks: Blocks,
+    level: Option<u32>,
     thread: Option<JoinHandle<io::Result<Written>>>,
     temporary: PathBuf,
 }
 
 impl BlobWriter {
     /// Writes into `folder`, under a name that [`BlobWriter::finish`] changes into the digest.
-    pub fn new(folder: &Path) -> io::Result<Self> {
-        let temporary = folder.join("layer.part");
+    pub fn new(folder: &Path, packing: &Packing) -> io::Result<Self> {
+        let temporary = folder.join(PART);
         let file = File::create(&temporary)?;
-        let (sender, receiver) = sync_channel(AHEAD);
-        let thread = std::thread::spawn(move || compress(file, &receiver));
-        let buffer = Vec::with_capacity(CHUNK);
-        Ok(Self { buffer, sender: Some(sender), thread: Some(thread), temporary })
+        let (blocks, ordered) = Blocks::new(packing);
+        let (packing, level) = (*packing, packing.level);
+        let thread = std::thread::spawn(move || store(file, &packing, &ordered));
+        let buffer = Vec::with_capacity(BLOCK);
+        Ok(Self { buffer, blocks, level, thread: Some(thread), temporary })
     }
 
     /// Ends the tar and names the blob by its digest.
     pub fn finish(mut self) -> io::Result<Written> {
         self.write_all(&[0; 1024])?;
+        self.finish_as_it_is()
+    }
+
+    /// Names the blob of a tar that has its end already.
+    pub fn finish_as_it_is(mut self) -> io::Result<Written> {
         self.send()?;
         let written = self.join()?;
         std::fs::rename(&self.temporary, self.temporary.with_file_name(written.digest.hex()))?;
@@ -55,23 +65,29 @@ impl BlobWriter {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
-        let sent = self.sender.as_ref().is_some_and(|sender| sender.send(full).is_ok());
+        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(BLOCK));
+        let sent = self.blocks.add(full, self.level);
         if sent { Ok(()) } else { self.join().and(Err(io::ErrorKind::BrokenPipe.into())) }
     }
 
     fn join(&mut self) -> io::Result<Written> {
-        self.sender = None;
+        self.blocks.end();
         let thread = self.thread.take().ok_or(io::ErrorKind::BrokenPipe)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the compressor died")))
     }
 }
 
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        self.blocks.end();
+    }
+}
+
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = bytes.len().min(CHUNK - self.buffer.len());
+        let n = bytes.len().min(BLOCK - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..n]);
-        if self.buffer.len() == CHUNK {
+        if self.buffer.len() == BLOCK {
             self.send()?;
         }
         Ok(n)
@@ -82,28 +98,50 @@ impl Write for BlobWriter {
     }
 }
 
-/// The gzip header says nothing of time or place, so equal layers are equal blobs.
-fn compress(file: File, chunks: &Receiver<Vec<u8>>) -> io::Result<Written> {
-    let out = Hashed { inner: BufWriter::new(file), hash: Sha256::new(), size: 0 };
-    let mut gzip = GzBuilder::new().mtime(0).operating_system(255).write(out, Compression::new(6));
+fn store(
+    file: File,
+    packing: &Packing,
+    ordered: &Receiver<Receiver<io::Result<Packed>>>,
+) -> io::Result<Written> {
+    let mut out = Stream::new(Hashed::new(file), packing)?;
     let mut plain = Sha256::new();
-    for chunk in chunks {
-        plain.update(&chunk);
-        gzip.write_all(&chunk)?;
+    for block in ordered {
+        let packed = block.recv().map_err(|_| io::Error::other("the compressor died"))??;
+        plain.update(&packed.plain);
+        out.add(&packed)?;
     }
-    let mut out = gzip.finish()?;
+    let mut out = out.finish()?;
     out.inner.flush()?;
     Ok(Written {
         diff_id: DiffId(Digest::from_raw(plain.finalize().into())),
         digest: Digest::from_raw(out.hash.finalize().into()),
         size: out.size,
+        media_type: packing.compression.media_type(),
+        whole: false,
     })
+}
+
+/// Copies a blob as it is into `folder`, under its digest; returns that and its size.
+pub(super) fn copy(from: &mut impl io::Read, folder: &Path) -> io::Result<(Digest, u64)> {
+    let temporary = folder.join(PART);
+    let mut out = Hashed::new(File::create(&temporary)?);
+    io::copy(&mut io::BufReader::with_capacity(BLOCK, from), &mut out)?;
+    out.inner.flush()?;
+    let digest = Digest::from_raw(out.hash.finalize().into());
+    std::fs::rename(&temporary, folder.join(digest.hex()))?;
+    Ok((digest, out.size))
 }
 
 struct Hashed {
     inner: BufWriter<File>,
     hash: Sha256,
     size: u64,
+}
+
+impl Hashed {
+    fn new(file: File) -> Self {
+        Self { inner: BufWriter::with_capacity(BLOCK, file), hash: Sha256::new(), size: 0 }
+    }
 }
 
 impl Write for Hashed {

@@ -4,18 +4,25 @@ use serde_json::{Value, json};
 
 use crate::model::{Digest, KeepSet};
 use crate::oci::Image;
-use crate::oci::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST};
+use crate::oci::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
 
 use super::EmitError;
 use super::blob::Written;
+use super::edits::Edits;
 use super::plan::Plan;
 
 const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
 /// Digest over the kept paths, escaped, sorted, a line each.
 const KEEP_SET: &str = "slim.keep-set.digest";
 
-/// The original's configuration with the result's layers; everything else as it was.
-pub(super) fn edit(original: &[u8], layers: &[Written], plan: &Plan) -> Result<Vec<u8>, EmitError> {
+/// The original's configuration with the result's layers and what the user edits; everything else as
+/// it was.
+pub(super) fn edit(
+    original: &[u8],
+    layers: &[Written],
+    plan: &Plan,
+    edits: &Edits,
+) -> Result<Vec<u8>, EmitError> {
     let mut config: Value = serde_json::from_slice(original).map_err(|_| EmitError::Config)?;
     let top = config.as_object_mut().ok_or(EmitError::Config)?;
     let ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
@@ -30,6 +37,7 @@ pub(super) fn edit(original: &[u8], layers: &[Written], plan: &Plan) -> Result<V
     if let Some(history) = top.get_mut("history").and_then(Value::as_array_mut) {
         trim(history, plan);
     }
+    edits.apply(top);
     serde_json::to_vec(&config).map_err(|_| EmitError::Config)
 }
 
@@ -61,7 +69,7 @@ pub(super) fn manifest(
         schema_version: 2,
         media_type: OCI_MANIFEST.into(),
         config: descriptor(OCI_CONFIG, Digest::of(config), config.len() as u64),
-        layers: layers.iter().map(|l| descriptor(OCI_LAYER_GZIP, l.digest, l.size)).collect(),
+        layers: layers.iter().map(|l| descriptor(l.media_type, l.digest, l.size)).collect(),
         annotations: [
             (BASE_DIGEST.to_owned(), image.manifest_digest.to_string()),
             (KEEP_SET.to_owned(), keep_digest(keep).to_string()),

@@ -1,244 +1,137 @@
-//! Filters the original's layers, entry by entry.
+//! The layers of the result: whole ones as they are, the others entry by entry.
 
-use std::collections::HashMap;
-use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
-use crate::model::{Node, NodeKind, RootPath, Tree};
+use crate::model::{NodeKind, RootPath, Tree};
 use crate::oci::Image;
-use crate::oci::apply::{Applied, Stack};
-use crate::oci::layer::{self, Entry, LayerStream, Meta};
+use crate::oci::layer::{LayerError, Meta};
 
 use super::EmitError;
-use super::blob::{BlobWriter, Written};
+use super::blob::{self, BlobWriter, Written};
+use super::contents::{self, Contents};
 use super::entry::{What, pad, write_header};
-use super::plan::{Group, Plan};
-
-/// Content kept in memory while it waits for its layer; more goes to a temporary file.
-const SPOOL: usize = 1 << 20;
+use super::pack::{Compression, Packing};
+use super::plan::{Filtered, Output, Plan};
 
 /// Writes the layers of the result into the folder `blobs`, lowest first.
 pub(super) fn write(
     image: &Image,
     tree: &Tree,
     plan: &Plan,
+    packing: &Packing,
     blobs: &Path,
 ) -> Result<Vec<Written>, EmitError> {
-    let mut filter = Filter {
-        tree,
-        plan,
-        blobs,
-        stack: Stack::default(),
-        open: None,
-        written: Vec::new(),
-        waiting: HashMap::new(),
-        root: None,
-        emitted: 0,
-    };
-    for (at, source) in image.layers.iter().enumerate() {
-        filter.stack.begin_layer(source.diff_id);
-        filter.turn_to(at)?;
-        let mut stream = layer::open(image, at)?;
-        while let Some(entry) = stream.next_entry()? {
-            if crate::sys::signals::interrupted() {
-                return Err(EmitError::Interrupted);
+    let mut contents = Contents::new(image, tree, plan, blobs);
+    let mut written = Vec::new();
+    for output in &plan.outputs {
+        written.push(match output {
+            Output::Ready(folder, ready) => {
+                let name = ready.digest.hex();
+                let (from, to) = (folder.join(&name), blobs.join(&name));
+                bring(&from, &to).map_err(|e| EmitError::write(&to, e))?;
+                ready.clone()
             }
-            filter.entry(at, &entry, &mut stream)?;
-        }
-        stream.finish()?;
+            Output::Whole(layer) => pass(image, *layer, packing, blobs)?,
+            Output::Filtered(filtered) => {
+                let out =
+                    BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
+                let mut layer = Layer { tree, plan, blobs, out };
+                layer.fill(filtered, &mut contents)?;
+                layer.out.finish().map_err(|e| EmitError::write(blobs, e))?
+            }
+        });
     }
-    filter.close()?;
-    filter.check_all_written()?;
-    Ok(filter.written)
+    Ok(written)
 }
 
-struct Filter<'a> {
+/// A blob that is there already, under another name; the same one may be in an image twice.
+fn bring(from: &Path, to: &Path) -> std::io::Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    std::fs::hard_link(from, to).or_else(|_| std::fs::copy(from, to).map(drop))
+}
+
+/// A layer byte for byte: the very blob, if it is compressed as the result is to be.
+fn pass(
+    image: &Image,
+    layer: usize,
+    packing: &Packing,
+    blobs: &Path,
+) -> Result<Written, EmitError> {
+    let unread = |source| LayerError::Read { layer, blob: "of a whole layer".into(), source };
+    let (head, mut blob) = contents::blob(image, layer).map_err(unread)?;
+    let source = &image.layers[layer];
+    if Compression::of(&head) == packing.compression && packing.compression != Compression::None {
+        let (digest, size) =
+            blob::copy(&mut blob, blobs).map_err(|e| EmitError::write(blobs, e))?;
+        if let Some((want, _)) = source.blob.filter(|(want, _)| *want != digest) {
+            return Err(LayerError::BlobDigest { layer, want, got: digest }.into());
+        }
+        let media_type = packing.compression.media_type();
+        return Ok(Written { diff_id: source.diff_id, digest, size, media_type, whole: true });
+    }
+    let mut out = BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
+    contents::whole(image, layer, blobs, &mut out)?;
+    let written = out.finish_as_it_is().map_err(|e| EmitError::write(blobs, e))?;
+    Ok(Written { whole: true, ..written })
+}
+
+/// A filtered layer being written.
+struct Layer<'a> {
     tree: &'a Tree,
     plan: &'a Plan,
     blobs: &'a Path,
-    /// Replays the layers, so that inodes get the numbers they have in the tree.
-    stack: Stack,
-    open: Option<(usize, BlobWriter)>,
-    written: Vec<Written>,
-    /// Content met before the layer that it goes to: by layer of the result, inode and content.
-    waiting: HashMap<usize, Vec<(u64, Spool)>>,
-    /// The root's metadata as written last.
-    root: Option<Meta>,
-    emitted: usize,
+    out: BlobWriter,
 }
 
-impl Filter<'_> {
-    /// Opens the layer of the result that layer `at` of the original goes to, if it is another one.
-    fn turn_to(&mut self, at: usize) -> Result<(), EmitError> {
-        let Some(output) = self.plan.output_of[at] else { return Ok(()) };
-        if self.open.as_ref().is_some_and(|(open, _)| *open == output) {
-            return Ok(());
+impl Layer<'_> {
+    fn fill(&mut self, filtered: &Filtered, contents: &mut Contents<'_>) -> Result<(), EmitError> {
+        if let Some(root) = &filtered.root {
+            self.header(&RootPath::root(), &What::Node(&NodeKind::Dir), &Meta::of(root))?;
         }
-        self.close()?;
-        let writer = BlobWriter::new(self.blobs).map_err(|e| EmitError::write(self.blobs, e))?;
-        self.open = Some((output, writer));
-        for path in &self.plan.dirs[output] {
+        for path in &filtered.dirs {
             let node = &self.tree.nodes[path];
-            self.header(path, &What::Node(&node.kind), &meta_of(node))?;
+            self.header(path, &What::Node(&node.kind), &Meta::of(node))?;
         }
-        for (inode, spool) in self.waiting.remove(&output).unwrap_or_default() {
-            let group = &self.plan.groups[&inode];
-            let mut content = spool.rewind().map_err(|e| EmitError::write(self.blobs, e))?;
-            self.group(group, |out| io::copy(&mut content, out).map(|_| ()))?;
+        for path in &filtered.gone {
+            self.whiteout(path)?;
         }
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), EmitError> {
-        if let Some((_, writer)) = self.open.take() {
-            let written = writer.finish().map_err(|e| EmitError::write(self.blobs, e))?;
-            self.written.push(written);
+        for inode in &filtered.inodes {
+            self.group(*inode, contents)?;
         }
         Ok(())
     }
 
-    fn entry(
-        &mut self,
-        at: usize,
-        entry: &Entry,
-        stream: &mut LayerStream,
-    ) -> Result<(), EmitError> {
-        match self.stack.apply(entry)? {
-            Applied::Root => self.root_entry(at, &entry.meta),
-            Applied::New { inode, .. } => {
-                let plan = self.plan;
-                match plan.groups.get(&inode) {
-                    Some(group) => self.content(at, inode, group, stream),
-                    None => Ok(()),
-                }
-            }
-            // Folders were written when the layer was opened, links go with their content.
-            Applied::Dir(_) | Applied::Link { .. } | Applied::Cut => Ok(()),
-        }
-    }
-
-    /// The root's own entry stays where it changes something and the layer has anything to keep.
-    fn root_entry(&mut self, at: usize, meta: &Meta) -> Result<(), EmitError> {
-        let here = self.plan.output_of[at];
-        if here.is_none() || here != self.open.as_ref().map(|(open, _)| *open) {
-            return Ok(());
-        }
-        if self.root.as_ref() != Some(meta) {
-            self.root = Some(meta.clone());
-            self.header(&RootPath::root(), &What::Node(&NodeKind::Dir), meta)?;
-        }
-        Ok(())
-    }
-
-    fn content(
-        &mut self,
-        at: usize,
-        inode: u64,
-        group: &Group,
-        stream: &mut LayerStream,
-    ) -> Result<(), EmitError> {
-        let home = self.plan.output_of[group.home];
-        let open = self.open.as_ref().map(|(open, _)| *open);
-        if home.is_some() && home == open && home == self.plan.output_of[at] {
-            let mut failed = None;
-            let written = self.group(group, |out| copy(stream, out, &mut failed));
-            return failed.map_or(written, |error| Err(error.into()));
-        }
-        let mut spool = Spool::new();
-        let mut failed = None;
-        let spooled = copy(stream, &mut spool, &mut failed);
-        failed.map_or(Ok(()), |error| Err(EmitError::from(error)))?;
-        spooled.map_err(|e| EmitError::write(self.blobs, e))?;
-        self.waiting.entry(home.unwrap_or(0)).or_default().push((inode, spool));
-        Ok(())
+    /// `.wh.NAME` (image-spec v1.1, layer.md, "Whiteouts").
+    fn whiteout(&mut self, path: &RootPath) -> Result<(), EmitError> {
+        let name = [b".wh.", path.file_name()].concat();
+        let name = path.parent().unwrap_or_else(RootPath::root).join(&name);
+        let content = crate::model::Digest::of(b"");
+        let kind = NodeKind::File { size: 0, content, facts: None };
+        self.header(&name, &What::Node(&kind), &Meta::default())
     }
 
     /// Writes the first name with the content, the others as links to it.
-    fn group(
-        &mut self,
-        group: &Group,
-        content: impl FnOnce(&mut BlobWriter) -> io::Result<()>,
-    ) -> Result<(), EmitError> {
-        let Some((first, others)) = group.names.split_first() else { return Ok(()) };
+    fn group(&mut self, inode: u64, contents: &mut Contents<'_>) -> Result<(), EmitError> {
+        let Some((first, others)) = self.plan.groups[&inode].split_first() else { return Ok(()) };
         let node = &self.tree.nodes[first];
-        let meta = meta_of(node);
+        let meta = Meta::of(node);
         self.header(first, &What::Node(&node.kind), &meta)?;
         if let NodeKind::File { size, .. } = node.kind {
-            let out = self.out();
-            let copied = content(out).and_then(|()| pad(out, size));
-            copied.map_err(|e| EmitError::write(self.blobs, e))?;
+            if size > 0 {
+                contents.copy(inode, &mut self.out)?;
+            }
+            pad(&mut self.out, size).map_err(|e| EmitError::write(self.blobs, e))?;
         }
         for other in others {
             self.header(other, &What::Link(first), &meta)?;
         }
-        self.emitted += 1;
         Ok(())
     }
 
     fn header(&mut self, path: &RootPath, what: &What<'_>, meta: &Meta) -> Result<(), EmitError> {
-        let written = write_header(self.out(), path, what, meta);
+        let written = write_header(&mut self.out, path, what, meta);
         written.map_err(|e| EmitError::write(self.blobs, e))
-    }
-
-    fn out(&mut self) -> &mut BlobWriter {
-        &mut self.open.as_mut().expect("a layer is open while entries are written").1
-    }
-
-    /// A tree that does not belong to these layers shows here.
-    fn check_all_written(&self) -> Result<(), EmitError> {
-        if self.emitted == self.plan.groups.len() { Ok(()) } else { Err(EmitError::OtherTree) }
-    }
-}
-
-/// Copies the content at hand; an error of the layer itself goes to `failed`.
-fn copy(
-    stream: &mut LayerStream,
-    out: &mut impl Write,
-    failed: &mut Option<layer::LayerError>,
-) -> io::Result<()> {
-    let mut buf = vec![0; 64 << 10];
-    loop {
-        match stream.read(&mut buf) {
-            Ok(0) => return Ok(()),
-            Ok(n) => out.write_all(&buf[..n])?,
-            Err(error) => {
-                *failed = Some(error);
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-        }
-    }
-}
-
-fn meta_of(node: &Node) -> Meta {
-    Meta {
-        mode: node.mode,
-        uid: node.uid,
-        gid: node.gid,
-        mtime: node.mtime,
-        xattrs: node.xattrs.clone(),
-    }
-}
-
-/// Content that waits.
-struct Spool(tempfile::SpooledTempFile);
-
-impl Spool {
-    fn new() -> Self {
-        Self(tempfile::SpooledTempFile::new(SPOOL))
-    }
-
-    fn rewind(mut self) -> io::Result<impl Read> {
-        self.0.rewind()?;
-        Ok(self.0)
-    }
-}
-
-impl Write for Spool {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
     }
 }

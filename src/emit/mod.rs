@@ -11,10 +11,18 @@ use crate::oci::layer::LayerError;
 
 mod blob;
 mod config;
+mod contents;
+mod edits;
 mod entry;
 mod layers;
 mod output;
+mod pack;
 mod plan;
+
+pub use blob::Written;
+pub use edits::{Edits, Removals};
+pub use pack::{Compression, Packing};
+pub use plan::{Base, Shared};
 
 /// Why a result could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -69,13 +77,73 @@ pub struct Emitted {
     pub config_digest: Digest,
     /// Paths in the image whose bytes are not the original's.
     pub generated: Vec<String>,
+    /// Lowest first.
+    pub layers: Vec<Written>,
 }
 
-/// Filters the layers of `image` through `keep` and writes the result at `target` (a file for
-/// `Archive`, a folder for `Layout`), under the full reference `tag` (`repo:tag`).
+/// Which image is to be written, and how.
+#[derive(Clone, Copy)]
+pub struct Order<'a> {
+    pub image: &'a Image,
+    /// The image's, and of no other.
+    pub tree: &'a Tree,
+    pub keep: &'a KeepSet,
+    /// Layers that are decided already.
+    pub base: Option<&'a Base>,
+    /// Full references (`repo:tag`), at least one; the first one names the image where only one can.
+    pub tags: &'a [String],
+    pub format: ImageFormat,
+    pub packing: Packing,
+    pub edits: &'a Edits,
+}
+
+/// Filters the layers of an image and writes the result at `target` (a file for `Archive`, a folder
+/// for `Layout`).
 ///
 /// The result appears whole or not at all, and is the same, byte for byte, for equal layers, equal
-/// kept paths and an equal tag.
+/// kept paths and equal wishes. A layer of which nothing is lost is in it byte for byte.
+pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
+    let Order { image, tree, keep, .. } = *order;
+    if tree.layers != image.diff_ids() {
+        return Err(EmitError::OtherTree);
+    }
+    let mut output = output::Output::start(target)?;
+    let plan = plan::Plan::new(tree, keep, order.base);
+    let layers = layers::write(image, tree, &plan, &order.packing, output.blobs())?;
+    let config = config::edit(&image.config_bytes, &layers, &plan, order.edits)?;
+    let config_digest = Digest::of(&config);
+    let manifest = config::manifest(image, keep, &config, &layers);
+    let manifest_digest = Digest::of(&manifest);
+    output.add(&config)?;
+    output.add(&manifest)?;
+    output.publish(order.format, image, order.tags, &manifest, &layers)?;
+    Ok(Emitted { manifest_digest, config_digest, generated: Vec::new(), layers })
+}
+
+/// Writes layers alone, for several images that have them in common, into the folder `blobs`.
+///
+/// `base` is what is written already of the lowest of them, `image` ends with the last one that is
+/// shared, and `tree` is the tree of just those layers.
+pub fn write_shared(
+    image: &Image,
+    tree: &Tree,
+    keep: &KeepSet,
+    base: Option<&Base>,
+    packing: &Packing,
+    blobs: &Path,
+) -> Result<Base, EmitError> {
+    if tree.layers != image.diff_ids() {
+        return Err(EmitError::OtherTree);
+    }
+    std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
+    let plan = plan::Plan::new(tree, keep, base);
+    let layers = layers::write(image, tree, &plan, packing, blobs)?;
+    let shared = Shared { output_of: plan.output_of, layers, blobs: blobs.to_owned() };
+    let names = plan::with_parents(tree, keep);
+    Ok(Base { layers: image.layers.len(), names, written: Some(shared) })
+}
+
+/// [`write`] with one tag, gzip, and nothing else that one could wish.
 pub fn write_image(
     image: &Image,
     tree: &Tree,
@@ -84,18 +152,7 @@ pub fn write_image(
     format: ImageFormat,
     target: &Path,
 ) -> Result<Emitted, EmitError> {
-    if tree.layers != image.diff_ids() {
-        return Err(EmitError::OtherTree);
-    }
-    let mut output = output::Output::start(target)?;
-    let plan = plan::Plan::new(tree, keep);
-    let layers = layers::write(image, tree, &plan, output.blobs())?;
-    let config = config::edit(&image.config_bytes, &layers, &plan)?;
-    let config_digest = Digest::of(&config);
-    let manifest = config::manifest(image, keep, &config, &layers);
-    let manifest_digest = Digest::of(&manifest);
-    output.add(&config)?;
-    output.add(&manifest)?;
-    output.publish(format, image, tag, &manifest, &layers)?;
-    Ok(Emitted { manifest_digest, config_digest, generated: Vec::new() })
+    let (tags, edits, packing) = ([tag.to_owned()], Edits::default(), Packing::default());
+    let (base, tags, edits) = (None, &tags, &edits);
+    write(&Order { image, tree, keep, base, tags, format, packing, edits }, target)
 }

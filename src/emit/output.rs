@@ -60,13 +60,13 @@ impl Output {
         self,
         format: ImageFormat,
         image: &Image,
-        tag: &str,
+        tags: &[String],
         manifest: &[u8],
         layers: &[Written],
     ) -> Result<(), EmitError> {
-        let index = index(image, tag, manifest);
+        let index = index(image, tags.first().map_or("", String::as_str), manifest);
         let done = match format {
-            ImageFormat::Archive => self.archive(&index, &docker_manifest(tag, manifest, layers)),
+            ImageFormat::Archive => self.archive(&index, &docker_manifest(tags, manifest, layers)),
             ImageFormat::Layout => self.layout(&index),
         };
         done.map_err(|e| EmitError::write(&self.target, e))
@@ -133,13 +133,13 @@ fn index(image: &Image, tag: &str, manifest: &[u8]) -> Vec<u8> {
 }
 
 /// `manifest.json` as `docker load` reads it, its parts in the layout's blobs.
-fn docker_manifest(tag: &str, manifest: &[u8], layers: &[Written]) -> Vec<u8> {
+fn docker_manifest(tags: &[String], manifest: &[u8], layers: &[Written]) -> Vec<u8> {
     let parsed: crate::oci::manifest::Manifest =
         serde_json::from_slice(manifest).expect("a manifest of ours is JSON");
     let blob = |digest: &str| digest.replacen("sha256:", "blobs/sha256/", 1);
     let item = DockerItem {
         config: blob(&parsed.config.digest),
-        repo_tags: Some(vec![with_tag(tag)]),
+        repo_tags: Some(tags.iter().map(|tag| with_tag(tag)).collect()),
         layers: layers.iter().map(|layer| blob(&layer.digest.to_string())).collect(),
     };
     serde_json::to_vec(&[item]).expect("a docker manifest is plain JSON")

@@ -22,6 +22,10 @@ pub enum KeepError {
     NoMatch { option: &'static str, glob: String },
     #[error("--{option} {glob:?} is no glob: {why}")]
     BadGlob { option: &'static str, glob: String, why: String },
+    #[error(
+        "--drop names {path}, but it lies in layers that stay whole: drop nothing of them, or keep fewer with --keep-base"
+    )]
+    DroppedBase { path: RootPath },
 }
 
 /// Decides what stays. No clock, no disk: the same inputs always give the same keep-set.
@@ -31,6 +35,17 @@ pub fn decide(
     profile: &Profile,
     tree: &Tree,
     config: &ImageConfig,
+    policy: &Policy,
+) -> Result<KeepSet, KeepError> {
+    decide_for(profile, tree, &[config], policy)
+}
+
+/// [`decide`] for a configuration that is edited: what the original's needs stays, and what the
+/// result's does.
+pub fn decide_for(
+    profile: &Profile,
+    tree: &Tree,
+    configs: &[&ImageConfig],
     policy: &Policy,
 ) -> Result<KeepSet, KeepError> {
     let drop = globs::Globs::new("drop", &policy.drop)?;
@@ -43,7 +58,7 @@ pub fn decide(
     for (path, reason) in needs::used(profile, tree) {
         keeper.add(&path, reason);
     }
-    for (path, reason) in needs::configured(tree, config) {
+    for (path, reason) in configs.iter().flat_map(|config| needs::configured(tree, config)) {
         keeper.add(&path, reason);
     }
     for (path, reason) in needs::given(profile, tree) {
@@ -54,11 +69,40 @@ pub fn decide(
             keeper.add(path, Reason::Directory);
         }
     }
-    let search = closure::Search::new(config);
+    let searches: Vec<_> = configs.iter().map(|config| closure::Search::new(config)).collect();
     while let Some(path) = keeper.todo.pop() {
-        search.close_over(&path, &mut keeper);
+        searches.iter().for_each(|search| search.close_over(&path, &mut keeper));
     }
-    Ok(keeper.finish())
+    let mut keep = keeper.finish();
+    if policy.keep_base > 0 {
+        add_names(&mut keep, tree, &tree.names_at(policy.keep_base), &Reason::Base)?;
+    }
+    Ok(keep)
+}
+
+/// Keeps whatever the tree has at `names`, which lower layers show whether it is kept or not.
+///
+/// # Errors
+/// Where the policy drops one of them.
+pub fn add_names(
+    keep: &mut KeepSet,
+    tree: &Tree,
+    names: &BTreeSet<RootPath>,
+    reason: &Reason,
+) -> Result<(), KeepError> {
+    for path in names.iter().filter(|path| tree.has(path)) {
+        if keep.dropped.contains(path) {
+            return Err(KeepError::DroppedBase { path: path.clone() });
+        }
+        keep.paths.entry(path.clone()).or_default().insert(reason.clone());
+        for parent in path.ancestors().filter(|p| !p.is_root() && tree.has(p)) {
+            let reasons = keep.paths.entry(parent).or_default();
+            if reasons.is_empty() {
+                reasons.insert(Reason::ParentOf(path.clone()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A keep-set in the making.

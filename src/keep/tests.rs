@@ -110,7 +110,7 @@ fn config(config: serde_json::Value) -> ImageConfig {
 
 fn globs(keep: &[&str], drop: &[&str]) -> Policy {
     let own = |globs: &[&str]| globs.iter().map(|g| (*g).to_owned()).collect();
-    Policy { keep: own(keep), drop: own(drop), allow: Vec::new() }
+    Policy { keep: own(keep), drop: own(drop), allow: Vec::new(), keep_base: 0 }
 }
 
 /// The keep-set as text, without the directories that stay because they are directories.

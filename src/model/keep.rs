@@ -34,6 +34,10 @@ pub enum Reason {
     Changed,
     /// `--keep` or `--keep-from`; the glob.
     Policy(String),
+    /// The layers that `--keep-base` keeps whole have something there.
+    Base,
+    /// A layer shared with other images of the family has something there, since one of them uses it.
+    Family,
 }
 
 impl Reason {
@@ -52,6 +56,8 @@ impl Reason {
             Self::Volume(_) => "volume",
             Self::Changed => "changed",
             Self::Policy(_) => "policy",
+            Self::Base => "base",
+            Self::Family => "family",
         }
     }
 }
@@ -84,4 +90,12 @@ pub struct Policy {
     pub drop: Vec<String>,
     /// Extra system calls to allow, by name.
     pub allow: Vec<String>,
+    /// How many of the lowest layers stay whole.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keep_base: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }

@@ -1,6 +1,6 @@
 //! What an image's root file system holds once all layers are applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,36 @@ pub struct Tree {
     pub nodes: BTreeMap<RootPath, Arc<Node>>,
     /// The layers, lowest first; [`Node::layer`] counts in here.
     pub layers: Vec<DiffId>,
+    /// What each layer has, beside what is still in force of it.
+    pub shapes: Vec<LayerShape>,
+    /// What was at a path before a later layer replaced or removed it, lowest layer first; only
+    /// paths with such a past.
+    pub past: BTreeMap<RootPath, Vec<Past>>,
+}
+
+/// A layer as its own entries have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerShape {
+    /// Entries that name a path other than the root's.
+    pub named: u64,
+    /// True if it has whiteouts, opaque marks, or hard links to files of layers below: it cannot
+    /// stand in an image that lacks what those are about.
+    pub bound: bool,
+    /// Mode, owner, times and attributes of the root, if it names it: a directory's node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Node>,
+}
+
+/// Something that a later layer replaced or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The layer whose entry it was.
+    pub layer: usize,
+    /// The layer that ended it.
+    pub ended: usize,
+    pub dir: bool,
+    /// See [`Node::implied`].
+    pub implied: bool,
 }
 
 /// One path of a tree.
@@ -33,7 +63,8 @@ pub struct Node {
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// The layer (index into [`Tree::layers`]) whose entry is in force here.
     pub layer: usize,
-    /// Paths with the same number are names of one inode.
+    /// Paths with the same number are names of one inode: the layer in the upper half, in the lower
+    /// the place among its entries of the one that made it, counted from 1.
     pub inode: u64,
     /// True for a directory that no layer names, only paths below it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -116,7 +147,23 @@ pub struct Resolved {
     pub exists: bool,
 }
 
+impl Node {
+    /// True if mode, owner, time and attributes are the same.
+    pub fn same_meta(&self, other: &Self) -> bool {
+        let plain = |n: &Self| (n.mode, n.uid, n.gid, n.mtime);
+        plain(self) == plain(other) && self.xattrs == other.xattrs
+    }
+}
+
 impl Tree {
+    /// Every path that the lowest `layers` show by themselves.
+    pub fn names_at(&self, layers: usize) -> BTreeSet<RootPath> {
+        let there = |past: &Past| past.layer < layers && past.ended >= layers;
+        let now = self.nodes.iter().filter(|(_, node)| node.layer < layers);
+        let then = self.past.iter().filter(|(_, all)| all.iter().any(there));
+        now.map(|(path, _)| path).chain(then.map(|(path, _)| path)).cloned().collect()
+    }
+
     /// The node at a real path; the root itself has none.
     pub fn get(&self, path: &RootPath) -> Option<&Node> {
         self.nodes.get(path).map(Arc::as_ref)

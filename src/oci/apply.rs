@@ -3,11 +3,11 @@
 //!
 //! `rootfs` and `emit` both replay layers through this, so they number inodes alike.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::model::{DiffId, Digest, Node, NodeKind, RootPath, Tree};
+use crate::model::{DiffId, Digest, LayerShape, Node, NodeKind, Past, RootPath, Tree};
 
 use super::layer::{Entry, EntryKind, LayerError, Meta};
 
@@ -15,7 +15,12 @@ use super::layer::{Entry, EntryKind, LayerError, Meta};
 #[derive(Debug, Clone, Default)]
 pub struct Stack {
     tree: Tree,
-    next_inode: u64,
+    /// Entries of this layer so far, the one at hand included.
+    entry: u64,
+    /// Folders so far that no entry made.
+    implied: u64,
+    /// The names of inodes that were linked; some may have gone since.
+    links: HashMap<u64, Vec<RootPath>>,
     /// Metadata of the root itself, where a layer has an entry for it.
     root: Option<Meta>,
     /// Paths of this layer below which nothing of the layers below shows.
@@ -45,6 +50,8 @@ impl Stack {
     /// Starts the next layer.
     pub fn begin_layer(&mut self, diff_id: DiffId) {
         self.tree.layers.push(diff_id);
+        self.tree.shapes.push(LayerShape::default());
+        self.entry = 0;
         self.cut.clear();
         self.hidden.clear();
         self.depends = false;
@@ -91,10 +98,16 @@ impl Stack {
         self.tree.layers.len() - 1
     }
 
+    fn shape(&mut self) -> &mut LayerShape {
+        self.tree.shapes.last_mut().expect("a layer was begun")
+    }
+
     /// Applies one entry of the current layer.
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, LayerError> {
+        self.entry += 1;
         if entry.path.is_root() {
             if entry.kind == EntryKind::Opaque {
+                self.shape().bound = true;
                 // An overlay has no opaque root: each name in it is hidden by itself.
                 let root = RootPath::root();
                 let names = self.tree.nodes.keys().filter(|p| p.parent().as_ref() == Some(&root));
@@ -104,8 +117,12 @@ impl Stack {
                 return Ok(Applied::Cut);
             }
             self.root = Some(entry.meta.clone());
+            let node = self.node(NodeKind::Dir, &entry.meta);
+            self.shape().root = Some(node);
             return Ok(Applied::Root);
         }
+        self.shape().named += 1;
+        self.shape().bound |= matches!(entry.kind, EntryKind::Whiteout | EntryKind::Opaque);
         let path = self.real(&entry.path, entry)?;
         match &entry.kind {
             EntryKind::Whiteout => {
@@ -174,15 +191,21 @@ impl Stack {
                     if replaced {
                         self.cut.insert(parent.clone());
                     }
-                    let node = Node { implied: true, ..self.node(NodeKind::Dir, &Meta::implied()) };
+                    let node = self.implied_dir();
                     self.tree.nodes.insert(parent, node.into());
                 }
             }
         }
     }
 
-    fn node(&mut self, kind: NodeKind, meta: &Meta) -> Node {
-        self.next_inode += 1;
+    fn implied_dir(&mut self) -> Node {
+        self.implied += 1;
+        let inode = 1 << 63 | self.implied;
+        Node { implied: true, inode, ..self.node(NodeKind::Dir, &Meta::implied()) }
+    }
+
+    /// The node that the entry at hand makes.
+    fn node(&self, kind: NodeKind, meta: &Meta) -> Node {
         Node {
             kind,
             mode: meta.mode,
@@ -191,7 +214,7 @@ impl Stack {
             mtime: meta.mtime,
             xattrs: meta.xattrs.clone(),
             layer: self.layer(),
-            inode: self.next_inode,
+            inode: (self.layer() as u64) << 32 | self.entry,
             implied: false,
         }
     }
@@ -200,7 +223,10 @@ impl Stack {
         self.parents(&path);
         let mut node = self.node(NodeKind::Dir, meta);
         match self.tree.get(&path) {
-            Some(old) if old.kind == NodeKind::Dir => node.inode = old.inode,
+            Some(old) if old.kind == NodeKind::Dir => {
+                node.inode = old.inode;
+                self.remember(&path);
+            }
             _ => self.remove(&path),
         }
         self.tree.nodes.insert(path.clone(), node.into());
@@ -253,14 +279,44 @@ impl Stack {
             }
             self.make_room(&path);
         }
-        let same = |(name, n): (&RootPath, &Arc<Node>)| (n.inode == inode).then(|| name.clone());
-        let others: Vec<RootPath> =
-            self.tree.nodes.iter().filter_map(same).filter(|name| *name != path).collect();
+        let others = self.join(inode, &target, &path);
         self.depends |= node.layer < self.layer();
+        let own = inode >> 32 == self.layer() as u64 && node.layer == self.layer();
+        self.shape().bound |= !own;
+        self.remember(&path);
         let from = (target, node.layer);
         let node = Node { layer: self.layer(), ..Arc::unwrap_or_clone(node) };
         self.tree.nodes.insert(path.clone(), node.into());
         Ok(Applied::Link { path, inode, others, from })
+    }
+
+    /// Makes `path` one of the names of `inode`, of which `target` is one; returns the others.
+    fn join(&mut self, inode: u64, target: &RootPath, path: &RootPath) -> Vec<RootPath> {
+        let mut names = self.links.remove(&inode).unwrap_or_default();
+        names.push(target.clone());
+        names.sort();
+        names.dedup();
+        names.retain(|name| {
+            name != path && self.tree.get(name).is_some_and(|node| node.inode == inode)
+        });
+        let others = names.clone();
+        names.push(path.clone());
+        self.links.insert(inode, names);
+        others
+    }
+
+    /// Notes what a layer below has at `path`, before it goes.
+    fn remember(&mut self, path: &RootPath) {
+        let ended = self.layer();
+        let Some(node) = self.tree.get(path).filter(|node| node.layer < ended) else { return };
+        let (layer, dir, implied) = (node.layer, node.kind == NodeKind::Dir, node.implied);
+        let past = Past { layer, ended, dir, implied };
+        self.tree.past.entry(path.clone()).or_default().push(past);
+    }
+
+    fn take(&mut self, path: &RootPath) -> Option<Arc<Node>> {
+        self.remember(path);
+        self.tree.nodes.remove(path)
     }
 
     /// Removes what is at `path` so that something that is no directory can take its place.
@@ -272,9 +328,11 @@ impl Stack {
     }
 
     fn remove(&mut self, path: &RootPath) {
-        self.tree.nodes.remove(path);
-        for below in self.below(path) {
-            self.tree.nodes.remove(&below);
+        let Some(node) = self.take(path) else { return };
+        if node.kind == NodeKind::Dir {
+            for below in self.below(path) {
+                self.take(&below);
+            }
         }
     }
 
@@ -318,18 +376,30 @@ impl Stack {
     }
 
     fn bury(&mut self, path: &RootPath) {
-        if let Some(node) = self.tree.nodes.remove(path) {
+        if let Some(node) = self.take(path) {
             self.hidden.insert(path.clone(), node);
         }
     }
 
     fn imply(&mut self, path: &RootPath) {
-        let node = Node { implied: true, ..self.node(NodeKind::Dir, &Meta::implied()) };
+        self.remember(path);
+        let node = self.implied_dir();
         self.tree.nodes.insert(path.clone(), node.into());
     }
 }
 
 impl Meta {
+    /// What a node says of itself.
+    pub fn of(node: &Node) -> Self {
+        Self {
+            mode: node.mode,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            xattrs: node.xattrs.clone(),
+        }
+    }
+
     /// What a folder gets that no layer describes.
     pub fn implied() -> Self {
         Self { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: BTreeMap::new() }

@@ -2,16 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::emit::{self, ImageFormat};
-use crate::keep;
 use crate::model::{Policy, Profile};
 use crate::rootfs;
 use crate::seccomp;
 use crate::source::{self, Access};
 
-use super::image::{Product, log_reasons, same_image};
+use super::image::same_image;
+use super::product::ProductSpec;
 use super::results::{Results, pretty, write_json};
-use super::tag::{self, slim_tag};
 use super::{PipelineError, Reporter, Summary};
 
 /// `slim build`, checked and ready to run.
@@ -20,8 +18,7 @@ pub struct BuildSpec {
     pub profile: PathBuf,
     pub image: String,
     pub access: Access,
-    pub tag: Option<String>,
-    pub format: ImageFormat,
+    pub product: ProductSpec,
     pub policy: Policy,
     pub output: PathBuf,
     pub keep_going: bool,
@@ -42,7 +39,7 @@ fn io_usage(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> PipelineE
     move |error| PipelineError::Usage(format!("{what}: {error}"))
 }
 
-fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
+pub(super) fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
     if profile.is_complete() || keep_going {
         return Ok(());
     }
@@ -55,24 +52,22 @@ fn complete(profile: &Profile, keep_going: bool) -> Result<(), PipelineError> {
 /// # Errors
 /// As for `trace`; an incomplete profile is refused unless `keep_going`.
 pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, PipelineError> {
-    spec.tag.as_deref().map_or(Ok(()), tag::check)?;
+    spec.product.check()?;
     let profile = read_profile(&spec.profile)?;
     let image = source::open(&spec.image, &spec.access)?;
     same_image(&image, &profile)?;
     complete(&profile, spec.keep_going)?;
+    let wanted = spec.product.fit(&image, &spec.policy)?;
     reporter.step("reading the image");
     let tree = rootfs::index(&image)?;
-    let keep = keep::decide(&profile, &tree, &image.config, &spec.policy)?;
-    log_reasons(&keep);
-    let allowlist = seccomp::allowlist(&profile, &spec.policy)?;
     let results = Results::open(&spec.output)?;
-    let tag = spec.tag.clone().unwrap_or_else(|| slim_tag(image.name.as_deref()));
     reporter.step("building the slim image");
-    let file = results.image(spec.format);
-    let emitted = emit::write_image(&image, &tree, &keep, &tag, spec.format, &file)?;
-    results.seccomp(&allowlist)?;
-    let mut summary = Summary::of(&image, &tree, &profile, &spec.policy);
-    summary.produced(&tree, &Product { keep, allowlist, emitted, file, tag });
+    let file = results.image(spec.product.format);
+    let product = wanted.produce(&image, &tree, &profile, &file)?;
+    results.seccomp(&product.allowlist)?;
+    let mut summary = Summary::of(&image, &tree, &profile, &wanted.policy);
+    summary.warnings.extend(wanted.warnings());
+    summary.produced(&tree, &product);
     results.summary(&summary)?;
     if spec.profile != results.path("profile.json") {
         write_json(&results.path("profile.json"), &profile)?;

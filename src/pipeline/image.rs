@@ -1,16 +1,13 @@
 //! What trace, build and verify share: which image a profile is about, and the image that was made.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::emit::Emitted;
 use crate::model::profile::{Extra, ImageIdentity};
-use crate::model::{KeepSet, Profile, Tree};
+use crate::model::{KeepSet, Profile};
 use crate::oci::Image;
-use crate::seccomp::Allowlist;
 use crate::source;
 
-use super::summary::OutputIds;
-use super::{PipelineError, Summary};
+use super::PipelineError;
 
 /// Which image a profile of `image` is about.
 pub(super) fn identity(image: &Image) -> ImageIdentity {
@@ -43,28 +40,6 @@ pub(super) fn open_file(path: &Path) -> Result<Image, PipelineError> {
         PipelineError::Usage(format!("{} is not UTF-8: choose another folder", path.display()))
     })?;
     Ok(source::open(reference, &source::Access::default())?)
-}
-
-/// An emitted image under its temporary name, with what decided it.
-pub(super) struct Product {
-    pub keep: KeepSet,
-    pub allowlist: Allowlist,
-    pub emitted: Emitted,
-    pub file: PathBuf,
-    pub tag: String,
-}
-
-impl Summary {
-    /// Adds the written image.
-    pub(super) fn produced(&mut self, tree: &Tree, product: &Product) {
-        self.decided(tree, &product.keep, &product.allowlist);
-        self.generated = product.emitted.generated.iter().take(20).cloned().collect();
-        self.output = Some(OutputIds {
-            tag: product.tag.clone(),
-            config_digest: product.emitted.config_digest,
-            manifest_digest: product.emitted.manifest_digest,
-        });
-    }
 }
 
 /// Why each path stays, for whoever asks with RUST_LOG=slim=debug.

@@ -5,9 +5,11 @@
 
 mod build;
 mod doctor;
+mod family;
 mod host;
 mod image;
 mod play;
+mod product;
 mod push;
 mod results;
 mod run;
@@ -31,7 +33,9 @@ use crate::source::{Fault, SourceError};
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use doctor::{Check, doctor};
+pub use family::{Family, FamilySpec, build_family};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
+pub use product::ProductSpec;
 pub use push::{PushSpec, push};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};

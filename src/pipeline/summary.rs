@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::emit::Written;
 use crate::keep::Finding;
-use crate::model::{ChainId, Digest, KeepSet, Loss, Policy, Profile, Tree};
+use crate::model::{ChainId, DiffId, Digest, KeepSet, Loss, Policy, Profile, Tree};
 use crate::oci::Image;
 use crate::seccomp::Allowlist;
 
@@ -75,9 +76,36 @@ pub struct ImageIds {
 /// How the written image is known.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OutputIds {
+    /// The first of the tags.
     pub tag: String,
+    #[serde(default)]
+    pub tags: Vec<String>,
     pub config_digest: Digest,
     pub manifest_digest: Digest,
+    /// Lowest first.
+    #[serde(default)]
+    pub layers: Vec<OutputLayer>,
+    /// How many of them, from the lowest, were made for all images of a family that have them.
+    #[serde(default)]
+    pub family_layers: usize,
+}
+
+/// A layer of the written image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OutputLayer {
+    pub diff_id: DiffId,
+    pub digest: Digest,
+    /// Bytes as stored.
+    pub size: u64,
+    /// True for a layer of the original that lost nothing.
+    pub whole: bool,
+}
+
+impl OutputLayer {
+    pub(super) fn of(written: &Written) -> Self {
+        let Written { diff_id, digest, size, whole, .. } = *written;
+        Self { diff_id, digest, size, whole }
+    }
 }
 
 /// Which checks passed. `dynamic` is `null` where no script was run.

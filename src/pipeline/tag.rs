@@ -1,16 +1,65 @@
 //! Names of slim images.
 
 use super::PipelineError;
+use crate::oci::Image;
+
+/// The names that `templates` mean for an image, each checked.
+///
+/// # Errors
+/// A usage error for a word in braces that stands for nothing, or a name that no engine loads.
+pub(super) fn fill(templates: &[String], image: &Image) -> Result<Vec<String>, PipelineError> {
+    if templates.is_empty() {
+        return Ok(vec![slim_tag(image.name.as_deref())]);
+    }
+    let (repository, tag) = split(image.name.as_deref().unwrap_or("slim"));
+    let mut platform = image.platform.split('/');
+    let (os, arch) = (platform.next().unwrap_or(""), platform.next().unwrap_or(""));
+    let config = &image.config_digest.hex()[..12];
+    let words =
+        [("repository", repository), ("tag", tag), ("os", os), ("arch", arch), ("config", config)];
+    let mut names: Vec<String> = Vec::new();
+    for template in templates {
+        let mut name = template.clone();
+        for (word, value) in words {
+            name = name.replace(&format!("{{{word}}}"), value);
+        }
+        check(&name)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Checks a name or template as far as that goes without an image.
+pub(super) fn check_template(template: &str) -> Result<(), PipelineError> {
+    let mut name = template.to_owned();
+    for word in ["repository", "tag", "os", "arch", "config"] {
+        name = name.replace(&format!("{{{word}}}"), "x");
+    }
+    if name.contains(['{', '}']) {
+        return Err(PipelineError::Usage(format!(
+            "--tag {template:?}: in braces it knows {{repository}}, {{tag}}, {{os}}, {{arch}} and \
+             {{config}} only"
+        )));
+    }
+    check(&name)
+}
 
 /// `repo:tag` becomes `repo-slim:tag`; an image without a name `slim:latest`.
 pub(super) fn slim_tag(name: Option<&str>) -> String {
     let Some(name) = name else { return "slim:latest".to_owned() };
+    let (repository, tag) = split(name);
+    format!("{repository}-slim:{tag}")
+}
+
+/// Repository and tag, without a digest.
+fn split(name: &str) -> (&str, &str) {
     let name = name.split('@').next().unwrap_or(name);
-    let (repository, tag) = match name.rsplit_once(':') {
+    match name.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => (repository, tag),
         _ => (name, "latest"),
-    };
-    format!("{repository}-slim:{tag}")
+    }
 }
 
 /// Refuses a `--tag` that no engine would load.

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::emit::{self, ImageFormat};
 use crate::keep::{self, Finding};
 use crate::model::{Policy, Profile};
 use crate::oci::Image;
@@ -11,11 +10,11 @@ use crate::runtime::{self, RunOptions};
 use crate::seccomp;
 use crate::source::{self, Access};
 
-use super::image::{Product, identity, log_reasons, open_file};
+use super::image::{identity, open_file};
+use super::product::{Product, ProductSpec, Wanted};
 use super::results::{Results, write_json};
 use super::run::run;
 use super::run_spec::{RunInput, RunOutcome};
-use super::tag::slim_tag;
 use super::verify::{Candidate, Verdict, check};
 use super::{PipelineError, RecorderChoice, Reporter, RunSpec, Summary};
 
@@ -27,9 +26,8 @@ const RETRIES: u64 = 2;
 pub struct TraceSpec {
     pub image: String,
     pub access: Access,
-    pub tag: Option<String>,
     pub output: PathBuf,
-    pub format: ImageFormat,
+    pub product: ProductSpec,
     pub store: Option<PathBuf>,
     pub run: RunSpec,
     pub policy: Policy,
@@ -54,13 +52,12 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     runtime::check_script(&spec.run.script)?;
     runtime::check_options(&spec.run.options)?;
     seccomp::check_allow(&spec.policy)?;
-    if let Some(tag) = &spec.tag {
-        super::tag::check(tag)?;
-    }
+    spec.product.check()?;
     let mut work = Work::open(spec, reporter)?;
     let mut profile = Profile::new(identity(&work.image));
-    let mut summary = Summary::of(&work.image, work.shelf.tree()?, &profile, &spec.policy);
+    let mut summary = Summary::of(&work.image, work.shelf.tree()?, &profile, &work.wanted.policy);
     summary.warnings.clone_from(&work.store_warnings);
+    summary.warnings.extend(work.wanted.warnings());
     let first = work.record(&mut profile, &mut summary)?;
     let mut failure = first.failure;
     let script = first.script;
@@ -141,6 +138,7 @@ struct Work<'a> {
     spec: &'a TraceSpec,
     reporter: &'a dyn Reporter,
     image: Image,
+    wanted: Wanted,
     /// Folders with the unpacked layers, lowest first.
     lowers: Vec<PathBuf>,
     shelf: Shelf,
@@ -157,13 +155,14 @@ impl<'a> Work<'a> {
         filter_of(&spec.run.options)?;
         let results = Results::open(&spec.output)?;
         let image = source::open(&spec.image, &spec.access)?;
+        let wanted = spec.product.fit(&image, &spec.policy)?;
         let store = Store::open(spec.store.as_deref())?;
         let run_dir = store.new_run()?;
         reporter.step("unpacking the image");
         let rootfs = store.unpack(&image, &|done, total| reporter.progress(done, total))?;
         // A glob without a match is an error before the run, not after it.
         let nothing = Profile::new(identity(&image));
-        keep::decide(&nothing, &rootfs.tree, &image.config, &spec.policy)?;
+        keep::decide(&nothing, &rootfs.tree, &image.config, &wanted.policy)?;
         let mut store_warnings = runtime::rootless_warnings();
         store_warnings.extend(store.warnings());
         let shelf = Shelf::new(rootfs.tree, &run_dir.path.join("tree"));
@@ -172,6 +171,7 @@ impl<'a> Work<'a> {
             spec,
             reporter,
             image,
+            wanted,
             lowers,
             shelf,
             run_dir,
@@ -228,13 +228,8 @@ impl<'a> Work<'a> {
     fn produce(&self, profile: &Profile) -> Result<Product, PipelineError> {
         self.reporter.step("building the slim image");
         let tree = self.shelf.tree()?;
-        let keep = keep::decide(profile, tree, &self.image.config, &self.spec.policy)?;
-        log_reasons(&keep);
-        let allowlist = seccomp::allowlist(profile, &self.spec.policy)?;
-        let tag = self.spec.tag.clone().unwrap_or_else(|| slim_tag(self.image.name.as_deref()));
         let file = self.results.path(".image.slim-partial");
-        let written = emit::write_image(&self.image, tree, &keep, &tag, self.spec.format, &file);
-        Ok(Product { keep, allowlist, emitted: written?, file, tag })
+        self.wanted.produce(&self.image, tree, profile, &file)
     }
 
     fn verify(
@@ -250,6 +245,7 @@ impl<'a> Work<'a> {
             profile,
             keep: &product.keep,
             image: open_file(&product.file)?,
+            family_layers: product.family_layers,
             seccomp: product.allowlist.oci.clone(),
             outcomes,
         };
@@ -264,7 +260,7 @@ impl<'a> Work<'a> {
         product: Option<&Product>,
     ) -> Result<(), PipelineError> {
         let tree = self.shelf.tree()?;
-        let decided = Summary::of(&self.image, tree, profile, &self.spec.policy);
+        let decided = Summary::of(&self.image, tree, profile, &self.wanted.policy);
         summary.complete = decided.complete;
         summary.losses = decided.losses;
         summary.syscalls = decided.syscalls;
@@ -272,7 +268,7 @@ impl<'a> Work<'a> {
         self.results.log(&self.log())?;
         self.results.remove_products()?;
         if let Some(product) = product {
-            self.results.place(&product.file, &self.results.image(self.spec.format))?;
+            self.results.place(&product.file, &self.results.image(self.spec.product.format))?;
             self.results.seccomp(&product.allowlist)?;
             summary.produced(tree, product);
         } else {

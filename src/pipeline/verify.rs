@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::keep::{self, Finding, verify_dynamic, verify_static};
-use crate::model::{KeepSet, Phase, Profile, Tree, chain};
+use crate::model::{KeepSet, Phase, Profile, Reason, Tree, chain};
 use crate::oci::Image;
 use crate::rootfs::{self, Store};
 use crate::runtime::ScriptEnd;
@@ -29,6 +29,8 @@ pub(super) struct Candidate<'a> {
     pub profile: &'a Profile,
     pub keep: &'a KeepSet,
     pub image: Image,
+    /// See `output.family_layers` in the summary.
+    pub family_layers: usize,
     pub seccomp: Value,
     /// Of every traced run of the original; empty where they are not known.
     pub outcomes: &'a [Outcomes],
@@ -53,7 +55,10 @@ pub(super) fn check(
     discard(&folder);
     let store = Store::open(Some(&folder.join("store")))?;
     let rootfs = store.unpack(&candidate.image, &|done, total| reporter.progress(done, total))?;
-    let mut findings = verify_static(candidate.tree, &rootfs.tree, candidate.keep);
+    let mut keep = candidate.keep.clone();
+    let shared = rootfs.tree.names_at(candidate.family_layers);
+    keep::add_names(&mut keep, candidate.tree, &shared, &Reason::Family)?;
+    let mut findings = verify_static(candidate.tree, &rootfs.tree, &keep);
     let mut verified = Verified { statically: findings.is_empty(), dynamic: None };
     let mut warnings = Vec::new();
     if let Some(spec) = spec {
@@ -208,8 +213,11 @@ pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, Pip
     let slim = open_result(&spec.folder)?;
     reporter.step("reading the original");
     let tree = rootfs::index(&original)?;
-    let policy = read_policy(&spec.folder)?;
-    let keep = keep::decide(&profile, &tree, &original.config, &policy)?;
+    let summary = read_summary(&spec.folder)?;
+    let output = summary.as_ref().and_then(|summary| summary.output.as_ref());
+    let family_layers = output.map_or(0, |output| output.family_layers);
+    let policy = summary.map(|summary| summary.policy).unwrap_or_default();
+    let keep = keep::decide_for(&profile, &tree, &[&original.config, &slim.config], &policy)?;
     let filter = spec.folder.join("seccomp.oci.json");
     let bytes = std::fs::read(&filter).map_err(io_at("cannot read", &filter))?;
     let seccomp = seccomp::parse_filter(&bytes)?;
@@ -219,6 +227,7 @@ pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, Pip
         profile: &profile,
         keep: &keep,
         image: slim,
+        family_layers,
         seccomp,
         outcomes: &recorded_outcomes(&profile),
     };
@@ -248,16 +257,16 @@ fn open_result(folder: &Path) -> Result<Image, PipelineError> {
     open_file(found)
 }
 
-/// The policy of the trace, from its summary; without one the empty policy.
-fn read_policy(folder: &Path) -> Result<crate::model::Policy, PipelineError> {
+/// What trace or build said of the folder, where that is still there.
+fn read_summary(folder: &Path) -> Result<Option<Summary>, PipelineError> {
     let path = folder.join("summary.json");
     match std::fs::read(&path) {
         Ok(bytes) => {
             let summary: Summary = serde_json::from_slice(&bytes)
                 .map_err(|error| PipelineError::Usage(format!("{}: {error}", path.display())))?;
-            Ok(summary.policy)
+            Ok(Some(summary))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Default::default()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io_at("cannot read", &path)(error)),
     }
 }

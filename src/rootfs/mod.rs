@@ -3,6 +3,7 @@
 //! A layer's folder holds it as a lower directory of overlayfs; how layers add up is `oci::apply`'s
 //! business, what runs on them `runtime`'s.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::model::{RootPath, Tree};
@@ -83,7 +84,16 @@ pub enum Change {
 
 /// Indexes an image without unpacking it.
 pub fn index(image: &Image) -> Result<Tree, RootfsError> {
+    Ok(index_at(image, &BTreeSet::new())?.0)
+}
+
+/// The same, with the tree as it is after as many layers as each of `cuts` says.
+pub fn index_at(
+    image: &Image,
+    cuts: &BTreeSet<usize>,
+) -> Result<(Tree, BTreeMap<usize, Tree>), RootfsError> {
     let mut stack = Stack::default();
+    let mut trees = BTreeMap::new();
     for (at, layer) in image.layers.iter().enumerate() {
         stack.begin_layer(layer.diff_id);
         let mut stream = crate::oci::layer::open(image, at)?;
@@ -92,8 +102,11 @@ pub fn index(image: &Image) -> Result<Tree, RootfsError> {
             stack.apply(&entry)?;
         }
         stream.finish()?;
+        if cuts.contains(&(at + 1)) {
+            trees.insert(at + 1, stack.tree().clone());
+        }
     }
-    Ok(stack.into_tree())
+    Ok((stack.into_tree(), trees))
 }
 
 /// What an upper directory holds beyond `tree`: created, changed and removed paths.

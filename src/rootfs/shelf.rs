@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::model::{DiffId, Node, RootPath, Tree};
+use crate::model::{DiffId, LayerShape, Node, Past, RootPath, Tree};
 
 use super::RootfsError;
 use super::lines::{self, Lines};
@@ -52,7 +52,11 @@ impl Shelf {
 
     fn write(&self, tree: &Tree) -> std::io::Result<()> {
         let mut lines = Lines::create(&self.file)?;
-        lines.put(&Line::<&RootPath, &Node>::Layers(tree.layers.clone()))?;
+        let (layers, shapes) = (tree.layers.clone(), tree.shapes.clone());
+        lines.put(&Line::<&RootPath, &Node>::Layers(layers, shapes))?;
+        for (path, past) in &tree.past {
+            lines.put(&Line::<&RootPath, &Node>::Past(path, past.clone()))?;
+        }
         for (path, node) in &tree.nodes {
             lines.put(&Line::Node(path, node.as_ref()))?;
         }
@@ -63,7 +67,8 @@ impl Shelf {
         let mut tree = Tree::default();
         for line in lines::read::<Line<RootPath, Node>>(&self.file)? {
             match line? {
-                Line::Layers(layers) => tree.layers = layers,
+                Line::Layers(layers, shapes) => (tree.layers, tree.shapes) = (layers, shapes),
+                Line::Past(path, past) => drop(tree.past.insert(path, past)),
                 Line::Node(path, node) => drop(tree.nodes.insert(path, node.into())),
             }
         }
@@ -74,7 +79,8 @@ impl Shelf {
 /// A line of the file: the layers first, then the nodes in order.
 #[derive(serde::Serialize, serde::Deserialize)]
 enum Line<P, N> {
-    Layers(Vec<DiffId>),
+    Layers(Vec<DiffId>, Vec<LayerShape>),
+    Past(P, Vec<Past>),
     Node(P, N),
 }
 
@@ -101,6 +107,9 @@ mod tests {
             let node = Node { kind, mode, uid, gid, mtime, xattrs, layer, inode, implied };
             tree.nodes.insert(path, node.into());
         }
+        tree.shapes.push(LayerShape { named: 4, ..LayerShape::default() });
+        let past = Past { layer: 0, ended: 1, dir: true, implied: false };
+        tree.past.insert(RootPath::root().join(b"gone"), vec![past]);
         let mut shelf = Shelf::new(tree.clone(), &folder.path().join("tree"));
         for _ in 0..2 {
             shelf.put_away().unwrap();

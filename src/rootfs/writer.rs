@@ -397,18 +397,6 @@ impl Writer {
     }
 }
 
-impl Meta {
-    fn of(node: &Node) -> Self {
-        Self {
-            mode: node.mode,
-            uid: node.uid,
-            gid: node.gid,
-            mtime: node.mtime,
-            xattrs: node.xattrs.clone(),
-        }
-    }
-}
-
 /// Attributes but overlayfs's own: in a lower directory those would be orders to the kernel, and
 /// `redirect` could name any folder.
 fn settable(meta: &Meta) -> impl Iterator<Item = (&String, &Vec<u8>)> {

@@ -16,6 +16,7 @@ mod network;
 mod options;
 mod record;
 mod registry;
+mod result;
 mod rootless;
 mod script;
 mod seccomp;

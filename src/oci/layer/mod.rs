@@ -13,7 +13,7 @@ mod reader;
 mod stream;
 
 pub use reader::TarReader;
-pub use stream::{LayerStream, open};
+pub use stream::{LayerStream, open, open_again};
 
 /// Why a layer could not be read. All of them mean that the image is bad (exit 3).
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,10 @@ pub enum LayerError {
         "layer {layer}: its uncompressed bytes hash to {got}, the configuration's diffID is {want}: the image is damaged; copy it again from where it came from"
     )]
     DiffId { layer: usize, want: DiffId, got: DiffId },
+    #[error(
+        "layer {layer}: the content of {entry} hashes to {got} now, to {want} when it was read first: the image is being changed; copy it and start again"
+    )]
+    Changed { layer: usize, entry: String, want: Digest, got: Digest },
     #[error(
         "layer {layer} ({diff_id}), after entry {after:?}: {why}: the layer is no sound tar; build or copy the image again"
     )]

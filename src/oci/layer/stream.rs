@@ -25,12 +25,23 @@ pub struct LayerStream {
     layer: usize,
     blob: Option<(Digest, u64)>,
     diff_id: DiffId,
+    /// False for a layer that was verified before.
+    verify: bool,
     thread: Option<JoinHandle<io::Result<Pumped>>>,
     read: Arc<AtomicU64>,
 }
 
 /// Opens layer `index` of `image` for reading.
 pub fn open(image: &Image, index: usize) -> Result<LayerStream, LayerError> {
+    start(image, index, true)
+}
+
+/// Opens a layer that was verified before, to read it once more: its digests are not checked.
+pub fn open_again(image: &Image, index: usize) -> Result<LayerStream, LayerError> {
+    start(image, index, false)
+}
+
+fn start(image: &Image, index: usize, verify: bool) -> Result<LayerStream, LayerError> {
     let layer = &image.layers[index];
     let (blob, diff_id) = (layer.blob, layer.diff_id);
     let source = image.blobs.open(index).map_err(|source| LayerError::Read {
@@ -41,10 +52,12 @@ pub fn open(image: &Image, index: usize) -> Result<LayerStream, LayerError> {
     let (sender, receiver) = sync_channel(AHEAD);
     let read = Arc::new(AtomicU64::new(0));
     let progress = Arc::clone(&read);
-    let thread = std::thread::spawn(move || pump(source, blob.is_some(), &progress, &sender));
-    let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash: Sha256::new() };
+    let thread =
+        std::thread::spawn(move || pump(source, verify && blob.is_some(), &progress, &sender));
+    let hash = verify.then(Sha256::new);
+    let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash };
     let tar = TarReader::new(chunks, index, diff_id);
-    Ok(LayerStream { tar, layer: index, blob, diff_id, thread: Some(thread), read })
+    Ok(LayerStream { tar, layer: index, blob, diff_id, verify, thread: Some(thread), read })
 }
 
 impl LayerStream {
@@ -63,6 +76,13 @@ impl LayerStream {
         })
     }
 
+    /// Reads the bytes of the tar itself, uncompressed; 0 at its end. Not together with
+    /// [`LayerStream::next_entry`].
+    pub fn read_tar(&mut self, buf: &mut [u8]) -> Result<usize, LayerError> {
+        let n = self.tar.inner_mut().read(buf);
+        n.map_err(|source| self.read_error(source))
+    }
+
     /// Stored bytes read so far.
     pub fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
@@ -73,7 +93,8 @@ impl LayerStream {
         let drained = io::copy(self.tar.inner_mut(), &mut io::sink());
         self.check_blob()?;
         drained.map_err(|source| self.read_error(source))?;
-        let got = DiffId(Digest::from_raw(self.tar.inner_mut().hash.finalize_reset().into()));
+        let Some(hash) = self.tar.inner_mut().hash.take() else { return Ok(()) };
+        let got = DiffId(Digest::from_raw(hash.finalize().into()));
         if got == self.diff_id {
             return Ok(());
         }
@@ -86,7 +107,7 @@ impl LayerStream {
         let thread = self.thread.take().expect("joined once");
         let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("its reader died")));
         let got = ended.map_err(|source| self.read_error(source))?;
-        if let Some((want, size)) = self.blob {
+        if let Some((want, size)) = self.blob.filter(|_| self.verify) {
             if got.size != size {
                 return Err(LayerError::BlobSize { layer, blob: want, want: size, got: got.size });
             }
@@ -204,7 +225,7 @@ struct Chunks {
     receiver: Receiver<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
-    hash: Sha256,
+    hash: Option<Sha256>,
 }
 
 impl Read for Chunks {
@@ -212,7 +233,9 @@ impl Read for Chunks {
         if self.at == self.chunk.len() {
             // A closed channel is the end; why it ended is told by the thread's result.
             let Ok(chunk) = self.receiver.recv() else { return Ok(0) };
-            self.hash.update(&chunk);
+            if let Some(hash) = &mut self.hash {
+                hash.update(&chunk);
+            }
             (self.chunk, self.at) = (chunk, 0);
         }
         let n = buf.len().min(self.chunk.len() - self.at);

@@ -1,0 +1,234 @@
+//! How the slim image is to be: name, shape, compression, whole layers, edits.
+
+use clap::{Arg, Args, ValueEnum};
+
+use crate::emit::{Compression, Edits, ImageFormat, Packing, Removals};
+use crate::pipeline::{PipelineError, ProductSpec};
+
+/// What the written image is like.
+#[derive(Args, Debug)]
+pub(super) struct OutputArgs {
+    /// Name of the slim image, may be given several times; {repository}, {tag}, {os}, {arch} and
+    /// {config} (twelve digits of its digest) stand for the original's
+    /// [default: {repository}-slim:{tag}]
+    #[arg(long, value_name = "NAME")]
+    tag: Vec<String>,
+    /// archive (image.tar) or layout (image/) [default: archive]
+    #[arg(long, value_enum)]
+    format: Option<FormatArg>,
+    /// How layers are stored [default: gzip]
+    #[arg(long, value_enum, value_name = "HOW")]
+    compress: Option<CompressArg>,
+    /// 0 to 9 for gzip [default: 6], 1 to 22 for zstd [default: 3]
+    #[arg(long, value_name = "N")]
+    level: Option<u32>,
+    /// Threads that compress; they change the time it takes, never the bytes [default: all processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Keep the lowest layers whole, so that they stay shared: how many, or the digest of the last
+    /// one (diffID, blob or chainID)
+    #[arg(long, value_name = "N|DIGEST")]
+    keep_base: Option<String>,
+    #[command(flatten)]
+    edits: EditArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatArg {
+    Archive,
+    Layout,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressArg {
+    Gzip,
+    Zstd,
+    None,
+}
+
+/// Edits of the result's configuration. `slim trace` has `--entrypoint` and the like already, for the
+/// run, so the edits are called new there; `slim build` knows them by the short names too.
+#[derive(Args, Debug, Default)]
+pub(super) struct EditArgs {
+    /// Entrypoint of the slim image: one word, or a JSON list of words; takes the command away, as
+    /// in a Dockerfile
+    #[arg(long, value_name = "E")]
+    new_entrypoint: Option<String>,
+    /// Word of the slim image's command, or a JSON list of words
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    new_cmd: Vec<String>,
+    /// Variable of the slim image's environment
+    #[arg(long, value_name = "K=V")]
+    new_env: Vec<String>,
+    /// Label of the slim image
+    #[arg(long, value_name = "K=V")]
+    new_label: Vec<String>,
+    /// User of the slim image
+    #[arg(long, value_name = "USER")]
+    new_user: Option<String>,
+    /// Working directory of the slim image
+    #[arg(long, value_name = "DIR")]
+    new_workdir: Option<String>,
+    /// Port that the slim image exposes
+    #[arg(long, value_name = "PORT[/PROTO]")]
+    new_expose: Vec<String>,
+    /// Volume of the slim image
+    #[arg(long, value_name = "PATH")]
+    new_volume: Vec<String>,
+    /// Remove a variable
+    #[arg(long, value_name = "K")]
+    remove_env: Vec<String>,
+    /// Remove a label
+    #[arg(long, value_name = "K")]
+    remove_label: Vec<String>,
+    /// Remove an exposed port
+    #[arg(long, value_name = "PORT[/PROTO]")]
+    remove_expose: Vec<String>,
+    /// Remove a volume
+    #[arg(long, value_name = "PATH")]
+    remove_volume: Vec<String>,
+    /// Remove the entrypoint
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    remove_entrypoint: Option<bool>,
+    /// Remove the command
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    remove_cmd: Option<bool>,
+    /// Remove the user: root
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    remove_user: Option<bool>,
+    /// Remove the working directory
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    remove_workdir: Option<bool>,
+    /// Remove the health check
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    remove_healthcheck: Option<bool>,
+}
+
+/// The edits' names without `new-`, for verbs that run nothing.
+pub(super) fn short_names(arg: Arg) -> Arg {
+    const SHORT: [&str; 8] =
+        ["entrypoint", "cmd", "env", "label", "user", "workdir", "expose", "volume"];
+    let long = arg.get_long().unwrap_or_default();
+    let short = SHORT.into_iter().find(|short| long.strip_prefix("new-") == Some(short));
+    match short {
+        Some(short) => arg.visible_alias(short),
+        None => arg,
+    }
+}
+
+impl OutputArgs {
+    pub(super) fn spec(self) -> Result<ProductSpec, PipelineError> {
+        let compression = match self.compress {
+            None | Some(CompressArg::Gzip) => Compression::Gzip,
+            Some(CompressArg::Zstd) => Compression::Zstd,
+            Some(CompressArg::None) => Compression::None,
+        };
+        check_level(compression, self.level)?;
+        let usual = Packing::default();
+        let threads = self.threads.map_or(usual.threads, usize::from);
+        Ok(ProductSpec {
+            tags: self.tag,
+            format: match self.format {
+                None | Some(FormatArg::Archive) => ImageFormat::Archive,
+                Some(FormatArg::Layout) => ImageFormat::Layout,
+            },
+            packing: Packing { compression, level: self.level, threads },
+            keep_base: self.keep_base,
+            edits: self.edits.edits()?,
+        })
+    }
+}
+
+fn check_level(compression: Compression, level: Option<u32>) -> Result<(), PipelineError> {
+    let Some(level) = level else { return Ok(()) };
+    match compression.levels() {
+        Some(levels) if levels.contains(&level) => Ok(()),
+        Some(levels) => Err(PipelineError::Usage(format!(
+            "--level {level}: give {} to {} for this compression",
+            levels.start(),
+            levels.end()
+        ))),
+        None => Err(PipelineError::Usage(format!(
+            "--level {level} with --compress none: nothing is compressed there; leave it out"
+        ))),
+    }
+}
+
+impl EditArgs {
+    fn edits(self) -> Result<Edits, PipelineError> {
+        let pairs =
+            |what: &str, given: &[String]| -> Result<Vec<(String, String)>, PipelineError> {
+                given.iter().map(|text| pair(what, text)).collect()
+            };
+        let ports = |what: &str, given: &[String]| -> Result<Vec<String>, PipelineError> {
+            given.iter().map(|text| port(what, text)).collect()
+        };
+        let entrypoint =
+            self.new_entrypoint.map(|e| words("--new-entrypoint", &[e])).transpose()?;
+        let cmd = (!self.new_cmd.is_empty()).then(|| words("--new-cmd", &self.new_cmd));
+        let keys = [
+            ("Entrypoint", self.remove_entrypoint),
+            ("Cmd", self.remove_cmd),
+            ("User", self.remove_user),
+            ("WorkingDir", self.remove_workdir),
+            ("Healthcheck", self.remove_healthcheck),
+        ];
+        let keys = keys.into_iter().filter(|(_, remove)| *remove == Some(true));
+        Ok(Edits {
+            entrypoint,
+            cmd: cmd.transpose()?,
+            env: pairs("--new-env", &self.new_env)?,
+            labels: pairs("--new-label", &self.new_label)?.into_iter().collect(),
+            user: self.new_user,
+            workdir: self.new_workdir.map(absolute).transpose()?,
+            expose: ports("--new-expose", &self.new_expose)?,
+            volumes: self.new_volume.into_iter().map(absolute).collect::<Result<_, _>>()?,
+            remove: Removals {
+                env: self.remove_env,
+                labels: self.remove_label,
+                expose: ports("--remove-expose", &self.remove_expose)?,
+                volumes: self.remove_volume,
+                keys: keys.map(|(key, _)| key).collect(),
+            },
+        })
+    }
+}
+
+/// Words given one by one, or one JSON list of them; an empty word alone is no words.
+fn words(what: &str, given: &[String]) -> Result<Vec<String>, PipelineError> {
+    let [only] = given else { return Ok(given.to_vec()) };
+    if only.trim_start().starts_with('[') {
+        return serde_json::from_str(only).map_err(|error| {
+            PipelineError::Usage(format!("{what} {only:?} is no JSON list of strings: {error}"))
+        });
+    }
+    Ok(if only.is_empty() { Vec::new() } else { vec![only.clone()] })
+}
+
+fn pair(what: &str, text: &str) -> Result<(String, String), PipelineError> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(PipelineError::Usage(format!("{what} {text:?}: give KEY=VALUE"))),
+    }
+}
+
+fn absolute(path: String) -> Result<String, PipelineError> {
+    if path.starts_with('/') {
+        return Ok(path);
+    }
+    Err(PipelineError::Usage(format!("{path:?} of the slim image is to be an absolute path")))
+}
+
+/// `PORT/PROTOCOL`, as configurations have it; a range is one entry, as Docker writes it.
+fn port(what: &str, text: &str) -> Result<String, PipelineError> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let good = |n: &str| n.parse::<u16>().is_ok_and(|n| n > 0);
+    let numbers = match number.split_once('-') {
+        Some((from, to)) => good(from) && good(to),
+        None => good(number),
+    };
+    if numbers && matches!(protocol, "tcp" | "udp" | "sctp") {
+        return Ok(format!("{number}/{protocol}"));
+    }
+    Err(PipelineError::Usage(format!("{what} {text:?}: give PORT or PORT/tcp, /udp, /sctp")))
+}

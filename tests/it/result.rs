@@ -1,0 +1,528 @@
+//! What the written image is like: whole layers, compression, names, edits.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::{Value, json};
+use slim::emit::{Base, Compression, Edits, Emitted, ImageFormat, Order, Packing};
+use slim::model::{KeepSet, Reason, RootPath, Tree};
+use slim::oci::Image;
+use slim::rootfs::{Store, index};
+use slim::source::Access;
+
+use crate::images::{assert_same_tree, keep_all, on_disk};
+use crate::support::image::{ImageFixture, LayerFixture, Packed};
+use crate::support::{Need, have, json, outcome, sh, slim};
+
+fn path(text: &str) -> RootPath {
+    RootPath::parse(text.as_bytes()).unwrap()
+}
+
+fn layer() -> LayerFixture {
+    LayerFixture::default()
+}
+
+fn open(path: &Path) -> Image {
+    slim::source::open(&path.display().to_string(), &Access::default()).unwrap()
+}
+
+fn all_but(tree: &Tree, dropped: &[&str]) -> KeepSet {
+    let mut keep = keep_all(tree);
+    dropped.iter().for_each(|gone| drop(keep.paths.remove(&path(gone)).unwrap()));
+    keep
+}
+
+/// Writes `keep` of an image into `dir/NAME`, a layout.
+fn write(
+    image: &Image,
+    tree: &Tree,
+    keep: &KeepSet,
+    base: Option<&Base>,
+    packing: Packing,
+    target: &Path,
+) -> (Emitted, Image) {
+    let (tags, edits) = (["t:1".to_owned()], Edits::default());
+    let (tags, edits, format) = (&tags, &edits, ImageFormat::Layout);
+    let order = Order { image, tree, keep, base, tags, format, packing, edits };
+    let emitted = slim::emit::write(&order, target).unwrap();
+    (emitted, open(target))
+}
+
+fn packing(compression: Compression, threads: usize) -> Packing {
+    Packing { compression, level: None, threads }
+}
+
+/// A base with two folders, something that changes a file, something that adds one.
+fn three_layers(packed: Packed) -> ImageFixture {
+    [
+        layer().dir("etc").file("etc/a", "a").dir("usr").file("usr/b", "b").link("usr/c", "usr/b"),
+        layer().dir("etc").file("etc/d", "d").file("e", "e"),
+        layer().dir("usr").file("usr/f", "f"),
+    ]
+    .into_iter()
+    .fold(ImageFixture::default(), |image, layer| image.packed(layer, packed))
+}
+
+#[test]
+fn a_layer_that_loses_nothing_passes_byte_for_byte() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let image = open(&three_layers(Packed::Gzip).write(dir.path()));
+    let tree = index(&image).unwrap();
+    for (at, (dropped, whole)) in [
+        (vec![], [true, true, true]),
+        (vec!["/e"], [true, false, true]),
+        (vec!["/usr/c"], [false, true, true]),
+        (vec!["/etc/a", "/usr/f"], [false, true, false]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let keep = all_but(&tree, &dropped);
+        let target = dir.path().join(format!("slim{at}"));
+        let (emitted, slim) = write(&image, &tree, &keep, None, Packing::default(), &target);
+        let got: Vec<bool> = emitted.layers.iter().map(|layer| layer.whole).collect();
+        assert_eq!(got, whole, "{dropped:?}");
+        for (at, whole) in whole.into_iter().enumerate() {
+            let same = slim.layers[at].blob == image.layers[at].blob;
+            assert_eq!(same, whole, "{dropped:?}: layer {at}");
+        }
+        let mut want = tree.clone();
+        dropped.iter().for_each(|gone| drop(want.nodes.remove(&path(gone))));
+        assert_same_tree(&index(&slim).unwrap(), &want, &format!("{dropped:?}"));
+    }
+}
+
+#[test]
+fn what_a_whole_layer_may_not_have() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for (at, (why, layers, whole)) in [
+        ("a file that is replaced", [layer().file("a", "1"), layer().file("a", "2")], vec![true]),
+        ("a whiteout", [layer().file("a", "1"), layer().file("b", "2").whiteout("a")], vec![false]),
+        (
+            "a name twice",
+            [layer().file("a", "1").file("a", "2"), layer().file("b", "1")],
+            vec![false, true],
+        ),
+        (
+            "a link into a layer below",
+            [layer().file("a", "1"), layer().link("b", "a")],
+            vec![true, false],
+        ),
+        ("a folder that is replaced", [layer().dir("a"), layer().symlink("a", "b")], vec![true]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let fixture = layers.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+        let folder = dir.path().join(at.to_string());
+        let image = open(&fixture.write(&folder));
+        let tree = index(&image).unwrap();
+        let target = folder.join("slim");
+        let (emitted, slim) =
+            write(&image, &tree, &keep_all(&tree), None, Packing::default(), &target);
+        let got: Vec<bool> = emitted.layers.iter().map(|layer| layer.whole).collect();
+        assert_eq!(got, whole, "{why}");
+        assert_same_tree(&index(&slim).unwrap(), &tree, why);
+    }
+}
+
+#[test]
+fn compression_changes_how_a_layer_is_stored_and_never_what_it_is() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    // Several blocks, of text that compresses and of noise that does not.
+    let text = "slim ".repeat(300_000);
+    let noise: String = (0..900_000u32)
+        .map(|n| char::from(33 + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 90))
+        .collect();
+    let fixture =
+        [layer().file("a", &text).file("b", &noise).file("gone", "1"), layer().file("c", "1")];
+    let fixture = fixture.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+    let image = open(&fixture.write(dir.path()));
+    let tree = index(&image).unwrap();
+    let keep = all_but(&tree, &["/gone"]);
+    let mut diff_ids = BTreeSet::new();
+    for (compression, suffix) in
+        [(Compression::Gzip, "+gzip"), (Compression::Zstd, "+zstd"), (Compression::None, "")]
+    {
+        let mut digests = BTreeSet::new();
+        for threads in [1, 2, 5] {
+            let target = dir.path().join(format!("{compression:?}{threads}"));
+            let (emitted, slim) =
+                write(&image, &tree, &keep, None, packing(compression, threads), &target);
+            digests.insert(emitted.manifest_digest);
+            diff_ids.insert(slim.diff_ids());
+            let kind = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+            assert!(slim.layers.iter().all(|layer| layer.media_type == kind), "{kind}");
+            // Whatever is compressed otherwise than the original is compressed again, its tar as it was.
+            assert!(emitted.layers[1].whole);
+            let same_blob = slim.layers[1].blob == image.layers[1].blob;
+            assert_eq!(same_blob, compression == Compression::Gzip);
+            let mut want = tree.clone();
+            want.nodes.remove(&path("/gone"));
+            assert_same_tree(&index(&slim).unwrap(), &want, &kind);
+            let blob = target.join("blobs/sha256").join(emitted.layers[0].digest.hex());
+            if compression == Compression::Gzip && have(&[Need::Program("gzip")]) {
+                let named = dir.path().join("layer.gz");
+                std::fs::copy(blob, &named).unwrap();
+                sh("gzip", &["-t", named.to_str().unwrap()]);
+            }
+        }
+        assert_eq!(digests.len(), 1, "{compression:?}: the threads show");
+    }
+    assert_eq!(diff_ids.len(), 1);
+}
+
+/// What upper layers can do to a base: replace, remove, hide, change kinds, link into it.
+fn on_a_base() -> ImageFixture {
+    [
+        layer()
+            .dir("d")
+            .file("d/a", "1")
+            .file("d/b", "1")
+            .dir("o")
+            .file("o/x", "1")
+            .file("o/y", "1"),
+        layer()
+            .dir("k")
+            .file("k/c", "1")
+            .file("f", "1")
+            .file("l", "1")
+            .dir("gone")
+            .file("gone/z", "1"),
+        layer().dir("d").file("d/a", "22").whiteout("d/b").opaque("o").file("o/n", "1"),
+        layer().file("k", "a file now").dir("f").file("f/in", "1").link("m", "l").whiteout("gone"),
+        layer().file("late", "1").file("later", "1"),
+    ]
+    .into_iter()
+    .fold(ImageFixture::default(), ImageFixture::layer)
+}
+
+#[test]
+fn a_kept_base_stays_whole_and_what_lies_above_counts() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let image = open(&on_a_base().write(dir.path()));
+    let tree = index(&image).unwrap();
+    for layers in 1..=5 {
+        let mut keep = KeepSet::default();
+        let names = tree.names_at(layers);
+        slim::keep::add_names(&mut keep, &tree, &names, &Reason::Base).unwrap();
+        let late = path("/late");
+        keep.paths.insert(late.clone(), BTreeSet::from([Reason::Touched]));
+        let base = Base::whole(&tree, layers);
+        let target = dir.path().join(format!("slim{layers}"));
+        let (emitted, slim) = write(&image, &tree, &keep, Some(&base), Packing::default(), &target);
+        for at in 0..layers {
+            assert_eq!(slim.layers[at].blob, image.layers[at].blob, "{layers}: layer {at}");
+            assert!(emitted.layers[at].whole);
+        }
+        let mut want = tree.clone();
+        want.nodes.retain(|path, _| keep.paths.contains_key(path));
+        let what = format!("{layers} layers kept");
+        let findings = slim::keep::verify_static(&tree, &index(&slim).unwrap(), &keep);
+        assert!(findings.is_empty(), "{what}: {findings:?}");
+        assert!(want.nodes.contains_key(&late) && !want.nodes.contains_key(&path("/gone")));
+        // As the kernel sees it, too.
+        let store = Store::open(Some(&dir.path().join(format!("store{layers}")))).unwrap();
+        let rootfs = store.unpack(&slim, &|_, _| ()).unwrap();
+        let run = store.new_run().unwrap();
+        let places = ["upper", "work", "merged"].map(|name| run.path.join(name));
+        places.iter().for_each(|place| std::fs::create_dir(place).unwrap());
+        let [upper, work, merged] = &places;
+        if have(&[Need::Root]) {
+            slim::sys::mount::overlay(&rootfs.lowers, upper, work, merged).unwrap();
+            let seen = std::panic::catch_unwind(|| on_disk(&rootfs.tree, merged, &what));
+            rustix::mount::unmount(merged, rustix::mount::UnmountFlags::DETACH).unwrap();
+            seen.unwrap();
+        }
+    }
+}
+
+/// A profile of `image` without a run but with a call, for verbs that run nothing.
+pub fn empty_profile(image: &Image, target: &Path) -> PathBuf {
+    let identity = slim::model::profile::ImageIdentity {
+        config_digest: image.config_digest,
+        chain_id: image.chain_id(),
+        platform: image.platform.clone(),
+        names: image.name.clone().into_iter().collect(),
+        manifest_digests: [image.manifest_digest].into(),
+        extra: Default::default(),
+    };
+    let mut profile = serde_json::to_value(slim::model::Profile::new(identity)).unwrap();
+    // Without any call there is no filter.
+    let user = json!({ "exe": "/x", "argv0": "x", "uid": 0, "phase": "start" });
+    let seen = json!({ slim::model::Digest::of(b"").to_string(): user });
+    profile["syscalls"] = json!({ "x86_64": { "read": { "": { "call": seen } } } });
+    std::fs::write(target, profile.to_string()).unwrap();
+    target.to_owned()
+}
+
+/// `slim build` of the layout below `dir`, everything kept, results in `dir/out`.
+fn build(dir: &Path, args: &[&str]) -> Output {
+    let image = open(&dir.join("layout"));
+    let profile = empty_profile(&image, &dir.join("profile.json"));
+    let mut command = slim(dir);
+    command.arg("build").arg(profile).args(["--image", "oci:layout", "-o", "out"]);
+    command.args(["--keep-going", "--keep", "/**"]).args(args);
+    command.output().unwrap()
+}
+
+fn config(dir: &Path) -> Value {
+    open(&dir.join("out/image.tar")).config.0["config"].clone()
+}
+
+#[test]
+fn the_configuration_is_edited_as_asked() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let config_before = json!({
+        "Entrypoint": ["/old"], "Cmd": ["x"], "Env": ["A=1", "B=2"], "User": "1", "WorkingDir": "/w",
+        "Labels": { "a": "1", "b": "2" }, "ExposedPorts": { "80/tcp": {} },
+        "Healthcheck": { "Test": ["CMD", "y"] }, "StopSignal": "SIGINT",
+    });
+    three_layers(Packed::Gzip).config(config_before.clone()).tag("shop/web:1").write(dir.path());
+    let run = |args: &[&str]| {
+        let (code, text) = outcome(&build(dir.path(), args));
+        assert_eq!(code, 0, "{args:?}: {text}");
+        config(dir.path())
+    };
+    assert_eq!(run(&[]), config_before);
+    let got = run(&[
+        "--entrypoint",
+        r#"["/new","-v"]"#,
+        "--cmd",
+        "a",
+        "--cmd=-b",
+        "--env",
+        "B=3",
+        "--env",
+        "C=4=5",
+        "--label",
+        "c=3",
+        "--user",
+        "7:8",
+        "--workdir",
+        "/v",
+        "--expose",
+        "53/udp",
+        "--expose",
+        "8080",
+        "--remove-env",
+        "A",
+        "--remove-label",
+        "a",
+        "--remove-expose",
+        "80",
+        "--remove-healthcheck",
+    ]);
+    let want = json!({
+        "Entrypoint": ["/new", "-v"], "Cmd": ["a", "-b"], "Env": ["B=3", "C=4=5"], "User": "7:8",
+        "WorkingDir": "/v", "Labels": { "b": "2", "c": "3" },
+        "ExposedPorts": { "53/udp": {}, "8080/tcp": {} }, "StopSignal": "SIGINT",
+    });
+    assert_eq!(got, want);
+    let got = run(&["--new-entrypoint", "/n", "--remove-user", "--remove-workdir"]);
+    assert_eq!(got["Entrypoint"], json!(["/n"]));
+    assert_eq!(
+        (&got["Cmd"], &got["User"], &got["WorkingDir"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    for (args, hint) in [
+        (&["--remove-env", "Z"][..], "no variable \"Z\""),
+        (&["--env", "novalue"], "KEY=VALUE"),
+        (&["--expose", "http"], "PORT"),
+        (&["--workdir", "v"], "absolute"),
+        (&["--cmd", "[1]"], "JSON"),
+    ] {
+        let (code, text) = outcome(&build(dir.path(), args));
+        assert!(code == 2 && text.contains(hint), "{args:?}: {code} {text}");
+    }
+}
+
+#[test]
+fn names_levels_and_bases_are_checked_and_shown() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    three_layers(Packed::Gzip).tag("shop/web:1").write(dir.path());
+    let image = open(&dir.path().join("layout"));
+    let run = |args: &[&str]| outcome(&build(dir.path(), args));
+    let summary = || json(&dir.path().join("out/summary.json"));
+    assert_eq!(run(&[]).0, 0);
+    assert_eq!(summary()["output"]["tags"], json!(["shop/web-slim:1"]));
+    assert_eq!(run(&["--tag", "{repository}:{tag}-{arch}", "--tag", "other:2"]).0, 0);
+    assert_eq!(summary()["output"]["tags"], json!(["shop/web:1-amd64", "other:2"]));
+    let names =
+        sh("tar", &["-xOf", dir.path().join("out/image.tar").to_str().unwrap(), "manifest.json"]);
+    assert!(names.contains(r#""shop/web:1-amd64","other:2""#), "{names}");
+    let second = image.layers[1].diff_id.to_string();
+    let blob = image.layers[1].blob.unwrap().0.hex();
+    for (base, kept) in [("0", 0), ("2", 2), (second.as_str(), 2), (&blob[..12], 2), ("3", 3)] {
+        let (code, text) = run(&["--keep-base", base]);
+        assert_eq!(code, 0, "{base}: {text}");
+        assert_eq!(summary()["policy"]["keep_base"].as_u64().unwrap_or(0), kept);
+        assert_eq!(summary()["kept_by_reason"].get("base").is_some(), kept > 0);
+        let (code, text) = outcome(
+            &slim(dir.path()).args(["verify", "out", "--image", "oci:layout"]).output().unwrap(),
+        );
+        assert_eq!(code, 0, "{base}: {text}");
+    }
+    for (args, hint) in [
+        (&["--tag", "{name}:1"][..], "{repository}"),
+        (&["--tag", "Bad"], "lower-case"),
+        (&["--compress", "gzip", "--level", "10"], "0 to 9"),
+        (&["--compress", "zstd", "--level", "0"], "1 to 22"),
+        (&["--compress", "none", "--level", "1"], "leave it out"),
+        (&["--keep-base", "4"], "has 3 layers"),
+        (&["--keep-base", "sha256:00000000"], &second),
+        (&["--keep-base", "base"], "digest of the last"),
+        (&["--keep-base", "1", "--drop", "/etc/a"], "/etc/a"),
+    ] {
+        let (code, text) = run(args);
+        assert!(code == 2 && text.contains(hint), "{args:?}: {code} {text}");
+    }
+}
+
+/// A profile that touched `files`.
+fn profile_of(image: &Image, files: &[&str], target: &Path) {
+    empty_profile(image, target);
+    let mut profile = json(target);
+    let user = json!({ "exe": "/x", "argv0": "x", "uid": 0, "phase": "start" });
+    let seen = json!({ slim::model::Digest::of(b"").to_string(): user });
+    for file in files {
+        profile["files"][file] = json!({ "access": { "open": seen } });
+    }
+    std::fs::write(target, profile.to_string()).unwrap();
+}
+
+#[test]
+fn images_of_a_family_share_their_slim_layers() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let bottom =
+        layer().dir("d").file("d/a", "a").file("d/b", "b").file("d/c", "c").file("d/n", "n");
+    let middle = layer().dir("m").file("m/a", "a").file("m/b", "b").file("m/n", "n");
+    let images = [
+        (
+            "a",
+            vec![bottom.clone(), middle.clone(), layer().file("own", "a")],
+            vec!["/d/a", "/m/a", "/own"],
+        ),
+        // This one hides what the first one uses, and replaces what the third one does.
+        (
+            "b",
+            vec![
+                bottom.clone(),
+                middle,
+                layer().whiteout("d/a").file("d/c", "new").file("own", "b"),
+            ],
+            vec!["/d/b", "/m/b", "/own"],
+        ),
+        ("c", vec![bottom.clone(), layer().file("own", "c")], vec!["/d/c", "/own"]),
+        ("d", vec![bottom], vec!["/d/c"]),
+    ];
+    let mut command = slim(dir.path());
+    command.args(["build", "--family", "--keep-going", "-o", "out", "--keep", "/m/n"]);
+    for (name, layers, files) in &images {
+        let folder = dir.path().join(name);
+        let fixture = layers.iter().cloned().fold(ImageFixture::default(), ImageFixture::layer);
+        let layout = fixture.tag(&format!("shop/{name}:1")).write(&folder);
+        profile_of(&open(&layout), files, &folder.join("profile.json"));
+        command.arg(folder.join("profile.json"));
+        command.arg("--image").arg(format!("oci:{}", layout.display()));
+    }
+    let (code, text) = outcome(&command.output().unwrap());
+    assert_eq!(code, 0, "{text}");
+    let names = |name: &str| -> (Image, Vec<String>) {
+        let slim = open(&dir.path().join(format!("out/{name}-1/image.tar")));
+        let tree = index(&slim).unwrap();
+        (slim, tree.nodes.keys().map(|path| path.to_string()).collect())
+    };
+    let (a, of_a) = names("a");
+    assert_eq!(of_a, ["/d", "/d/a", "/d/b", "/d/c", "/m", "/m/a", "/m/b", "/m/n", "/own"]);
+    let (b, of_b) = names("b");
+    assert_eq!(of_b, ["/d", "/d/b", "/d/c", "/m", "/m/a", "/m/b", "/m/n", "/own"]);
+    let (c, of_c) = names("c");
+    assert_eq!(of_c, ["/d", "/d/a", "/d/b", "/d/c", "/own"]);
+    let (d, _) = names("d");
+    let blobs = |image: &Image| -> Vec<_> { image.layers.iter().map(|l| l.blob).collect() };
+    assert_eq!(blobs(&a)[..2], blobs(&b)[..2]);
+    assert_eq!(blobs(&a)[..1], blobs(&c)[..1]);
+    assert_eq!(blobs(&d), blobs(&c)[..1]);
+    let report = json(&dir.path().join("out/family.json"));
+    let sums = |key: &str| {
+        (report[key]["before"].as_u64().unwrap(), report[key]["after"].as_u64().unwrap())
+    };
+    let distinct: BTreeSet<_> =
+        [&a, &b, &c, &d].iter().flat_map(|image| blobs(image)).flatten().collect();
+    let after: u64 = distinct.iter().map(|(_, size)| size).sum();
+    assert_eq!(sums("stored_bytes").1, after);
+    assert!(sums("stored_bytes").0 < sums("unshared_bytes").0);
+    assert_eq!(report["images"][0]["family_layers"], 2);
+    for (name, ..) in &images {
+        let mut command = slim(dir.path());
+        command.args([
+            "verify",
+            &format!("out/{name}-1"),
+            "--image",
+            &format!("oci:{name}/layout"),
+        ]);
+        let (code, text) = outcome(&command.output().unwrap());
+        assert_eq!(code, 0, "{name}: {text}");
+    }
+    // Every profile has its image, every image its profile; a glob matches somewhere.
+    let again =
+        |args: &[&str]| outcome(&slim(dir.path()).arg("build").args(args).output().unwrap());
+    for (args, hint) in [
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "b/profile.json",
+                "--image",
+                "oci:a/layout",
+            ][..],
+            "b/profile.json",
+        ),
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "--image",
+                "oci:a/layout",
+                "--image",
+                "oci:b/layout",
+            ],
+            "oci:b/layout",
+        ),
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "--image",
+                "oci:a/layout",
+                "--keep",
+                "/none",
+            ],
+            "/none",
+        ),
+        (
+            &[
+                "--family",
+                "--keep-going",
+                "a/profile.json",
+                "c/profile.json",
+                "--image",
+                "oci:a/layout",
+                "--image",
+                "oci:c/layout",
+                "--tag",
+                "x:1",
+            ],
+            "{repository}",
+        ),
+        (&["a/profile.json", "b/profile.json", "--image", "oci:a/layout"], "--family"),
+    ] {
+        let (code, text) = again(args);
+        assert!(code == 2 && text.contains(hint), "{args:?}: {code} {text}");
+    }
+}
