@@ -20,5 +20,7 @@ pub mod record;
 pub mod rootfs;
 pub mod runtime;
 pub mod seccomp;
+pub mod sink;
 pub mod source;
 pub mod sys;
+pub mod wire;

@@ -1,5 +1,7 @@
 //! The image a verb works on, and how it is reached.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use crate::pipeline::PipelineError;
@@ -8,7 +10,7 @@ use crate::source::Access;
 /// Which image, and how to reach it.
 #[derive(Args, Debug)]
 pub(super) struct ImageArgs {
-    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a path
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, docker://NAME or a path
     #[arg(long)]
     image: Option<String>,
     #[command(flatten)]
@@ -21,11 +23,45 @@ pub(super) struct ReachArgs {
     /// Platform to pick from an index, os/arch[/variant]
     #[arg(long)]
     platform: Option<String>,
+    /// containers-policy.json(5) that decides which images may be used, and whose signatures they need
+    /// [default: the user's or the host's, if there is one]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    #[command(flatten)]
+    wire: WireArgs,
+}
+
+/// How to reach registries.
+#[derive(Args, Debug)]
+pub(super) struct WireArgs {
+    /// Speak HTTP without TLS to registries
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    plain_http: Option<bool>,
+    /// Credentials for registries, as docker login and podman login write them [default: theirs]
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// Folder with certificates (*.crt, *.cert, *.key) to use with registries, besides certs.d
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
+}
+
+impl WireArgs {
+    pub(super) fn options(&self) -> crate::wire::Options {
+        crate::wire::Options {
+            plain_http: self.plain_http.unwrap_or(false),
+            authfile: self.authfile.clone(),
+            cert_dir: self.cert_dir.clone(),
+        }
+    }
 }
 
 impl ReachArgs {
     pub(super) fn access(&self) -> Access {
-        Access { platform: self.platform.clone() }
+        Access {
+            platform: self.platform.clone(),
+            wire: self.wire.options(),
+            policy: self.policy.clone(),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::units::megabytes;
 /// Say what an image holds: digests, layers, files, configuration
 #[derive(Args, Debug)]
 pub(super) struct InspectArgs {
-    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a path
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, docker://NAME or a path
     image: String,
     #[command(flatten)]
     reach: ReachArgs,

@@ -12,6 +12,7 @@ mod layers;
 mod output_args;
 mod profiles;
 mod progress;
+mod push;
 mod report;
 mod run_args;
 mod store;
@@ -49,6 +50,7 @@ enum Verb {
     Exec(exec::ExecArgs),
     #[command(name = exec::RUN_VERB, hide = true)]
     Run(exec::RunArgs),
+    Push(push::PushArgs),
     Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
     /// Remove what dead runs left: cgroup folders, upper folders, half-unpacked layers
@@ -94,6 +96,7 @@ fn dispatch(verb: Verb) -> u8 {
         Verb::Seccomp(args) => args.run(),
         Verb::Exec(args) => return args.run(),
         Verb::Run(args) => return args.run(),
+        Verb::Push(args) => args.run(),
         Verb::Inspect(args) => args.run(),
         Verb::Doctor(args) => args.run(),
         Verb::Clean(args) => args.run(),

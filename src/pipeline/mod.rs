@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod play;
 mod product;
+mod push;
 mod results;
 mod run;
 mod run_spec;
@@ -27,13 +28,15 @@ use crate::record::RecordError;
 use crate::rootfs::RootfsError;
 use crate::runtime::RuntimeError;
 use crate::seccomp::SeccompError;
-use crate::source::SourceError;
+use crate::sink::SinkError;
+use crate::source::{Fault, SourceError};
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use doctor::{Check, doctor};
 pub use family::{Family, FamilySpec, build_family};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
 pub use product::ProductSpec;
+pub use push::{PushSpec, push};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};
 pub use summary::{Bystanders, Summary, Verified};
@@ -83,6 +86,8 @@ pub enum PipelineError {
     Seccomp(#[from] SeccompError),
     #[error(transparent)]
     Emit(#[from] EmitError),
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     #[error("{0}")]
     Usage(String),
     #[error("{what}: {why}; {way_out}")]
@@ -110,7 +115,8 @@ impl PipelineError {
             Self::Rootfs(RootfsError::Interrupted) | Self::Emit(EmitError::Interrupted) => {
                 exit::INTERRUPTED
             }
-            Self::Source(_) => exit::IMAGE,
+            Self::Source(error) => fault_exit(error.fault()),
+            Self::Sink(error) => fault_exit(error.fault()),
             Self::Rootfs(error) if error.is_bad_image() => exit::IMAGE,
             Self::Emit(error) if error.is_bad_image() => exit::IMAGE,
             Self::Runtime(error) => runtime_exit(error),
@@ -126,6 +132,15 @@ impl PipelineError {
             Self::Io { source, .. } => io_exit(source),
             Self::Emit(_) => exit::INTERNAL,
         }
+    }
+}
+
+fn fault_exit(fault: Fault) -> u8 {
+    match fault {
+        Fault::Image => exit::IMAGE,
+        Fault::Host => exit::HOST,
+        Fault::Usage => exit::USAGE,
+        Fault::Policy => exit::POLICY,
     }
 }
 

@@ -86,6 +86,22 @@ impl Container {
         }
     }
 
+    /// The same, from byte `from` on.
+    pub fn stream_from(&self, name: &str, from: u64) -> io::Result<Box<dyn Read + Send>> {
+        let (at, size) = self.find(name)?;
+        let from = from.min(size);
+        match &self.inner {
+            Inner::Folder => {
+                let mut file = File::open(self.path.join(name))?;
+                file.seek(SeekFrom::Start(from))?;
+                Ok(Box::new(file))
+            }
+            Inner::Archive { file, .. } => {
+                Ok(Box::new(Section { file: Arc::clone(file), at: at + from, end: at + size }))
+            }
+        }
+    }
+
     /// A small member, whole.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let error =

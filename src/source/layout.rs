@@ -19,9 +19,14 @@ pub(super) fn read(
     container: Container,
     tag: Option<&str>,
     platform: &str,
+    pin: Option<Digest>,
 ) -> Result<Image, SourceError> {
     let index: Index = container.json("index.json", &container.read("index.json")?)?;
-    let top = choose(&container, &index, tag, platform)?;
+    let pinned = |d: &&Descriptor| pin.is_some_and(|pin| d.digest == pin.to_string());
+    let top = match index.manifests.iter().find(pinned).filter(|_| tag.is_none()) {
+        Some(top) => top,
+        None => choose(&container, &index, tag, platform)?,
+    };
     let name = image_names(top).into_iter().find_map(full_name);
     let mut found = Vec::new();
     let manifest = descend(&container, top, platform, &mut found, 0)?;
@@ -29,6 +34,10 @@ pub(super) fn read(
         let (path, wanted) = (container.path.clone(), platform.to_owned());
         return Err(SourceError::Platform { path, wanted, found });
     };
+    if let Some(want) = pin.filter(|pin| *pin != manifest_digest && !pinned(&top)) {
+        let (path, got) = (container.path.clone(), manifest_digest);
+        return Err(SourceError::Pin { path, want, got });
+    }
     let (config_digest, config_bytes) = container.blob("configuration", &manifest.config)?;
     let config = ImageConfig(container.json("configuration", &config_bytes)?);
     let mut layers = Vec::new();
@@ -113,6 +122,32 @@ fn choose<'a>(
         _ => {
             Err(SourceError::Ambiguous { path: path(), found: fitting.iter().map(shown).collect() })
         }
+    }
+}
+
+/// The one image that is meant, whatever its platform; several names of it are one.
+pub(super) fn only<'a>(
+    container: &Container,
+    index: &'a Index,
+    tag: Option<&str>,
+) -> Result<&'a Descriptor, SourceError> {
+    let first = |d: &&Descriptor| index.manifests.iter().find(|o| o.digest == d.digest) == Some(*d);
+    let named = |d: &&Descriptor| {
+        tag.is_none_or(|tag| d.digest == tag || image_names(d).iter().any(|n| names(n, tag)))
+    };
+    let meant: Vec<&Descriptor> =
+        index.manifests.iter().filter(|d| is_image(d)).filter(named).collect();
+    let different: Vec<&Descriptor> = meant.iter().copied().filter(first).collect();
+    let path = container.path.clone();
+    let shown = |d: &&Descriptor| image_names(d).first().map_or(d.digest.clone(), |n| (*n).into());
+    match (&different[..], &meant[..], tag) {
+        ([only], ..) | (_, [only], _) => Ok(only),
+        ([], [], None) => Err(SourceError::Empty { path }),
+        ([], [], Some(wanted)) => {
+            let found = index.manifests.iter().map(|d| shown(&d)).collect();
+            Err(SourceError::NoSuchTag { path, wanted: wanted.to_owned(), found })
+        }
+        _ => Err(SourceError::Ambiguous { path, found: meant.iter().map(shown).collect() }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Finds an image: layout or archive on disk (daemons and registries come later).
+//! Finds an image: layout or archive on disk, or in a registry; and whether it may be used at all.
 //!
 //! Checks index, manifest and configuration; layers are checked by `oci::layer` while they are read.
 
@@ -6,14 +6,23 @@ use std::path::{Path, PathBuf};
 
 use crate::model::{Digest, DigestError};
 use crate::oci::Image;
+pub use crate::wire::Fault;
 
 mod container;
 mod docker;
 mod layout;
+pub mod registry;
+mod spool;
+mod stored;
+pub mod trust;
+
+pub use stored::{Stored, image_file, stored};
+
+use trust::Origin;
 
 use container::Container;
 
-/// Why an image could not be opened. All of them mean that the image is bad or not there (exit 3).
+/// Why an image could not be opened; [`SourceError::fault`] says what that means for the whole.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(
@@ -55,6 +64,34 @@ pub enum SourceError {
     Empty { path: PathBuf },
     #[error("the image in {} has {layers} layers, its configuration lists {diff_ids} diffIDs: it is damaged or no container image", path.display())]
     LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
+    #[error(transparent)]
+    Wire(#[from] crate::wire::WireError),
+    #[error(
+        "{} refuses {image} ({scope}): {why}; change that scope if you trust the image, or give another file with --policy",
+        policy.display()
+    )]
+    Refused { image: String, policy: PathBuf, scope: String, why: String },
+    #[error("{} is no policy as containers-policy.json(5) describes it: {why}", path.display())]
+    Policy { path: PathBuf, why: String },
+    #[error(
+        "{} is pinned to {want} and is {got}: it was changed, or the pin is another image's; look what it is before you change the pin",
+        path.display()
+    )]
+    Pin { path: PathBuf, want: Digest, got: Digest },
+    #[error("{} is pinned to {want}, and a docker-archive has no manifest that could have a digest: use an OCI archive", path.display())]
+    NoPin { path: PathBuf, want: Digest },
+}
+
+impl SourceError {
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Wire(error) => error.fault(),
+            Self::Refused { .. } | Self::Pin { .. } | Self::NoPin { .. } => Fault::Policy,
+            Self::Policy { .. } => Fault::Usage,
+            _ => Fault::Image,
+        }
+    }
 }
 
 /// How an image is reached, whatever its reference says.
@@ -62,12 +99,16 @@ pub enum SourceError {
 pub struct Access {
     /// What to pick from an index, `os/architecture[/variant]`; the host's where it is not given.
     pub platform: Option<String>,
+    /// How registries are reached.
+    pub wire: crate::wire::Options,
+    /// containers-policy.json(5) to obey instead of the user's or the host's.
+    pub policy: Option<PathBuf>,
 }
 
 impl Access {
     /// The defaults, for a platform.
     pub fn platform(platform: &str) -> Self {
-        Self { platform: Some(platform.to_owned()) }
+        Self { platform: Some(platform.to_owned()), ..Self::default() }
     }
 }
 
@@ -82,9 +123,18 @@ enum Kind {
 
 /// Opens `reference` (`oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, `docker-archive:PATH[:REF]`, or a
 /// bare path recognised by its content) and picks the platform from an index.
+///
+/// `docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST]` is an image in a registry; `@DIGEST` behind any other
+/// pins the manifest, or the index that it is picked from. Policy and pin are checked before
+/// anything of the image is unpacked.
 pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
+    if let Some(name) = reference.strip_prefix("docker://") {
+        return registry::read(name, access);
+    }
     let (kind, rest) = split_transport(reference)?;
+    let (rest, pin) = split_pin(rest);
     let (path, tag) = split_tag(rest)?;
+    trust::admit(access, &origin(kind, &path, tag))?;
     let container = Container::open(&path)?;
     let platform = access.platform.clone().unwrap_or_else(host_platform);
     let is_oci = container.has("index.json");
@@ -94,9 +144,13 @@ pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
         Kind::Layout if !path.is_dir() => Err(wrong("`oci:` wants a folder")),
         Kind::Layout | Kind::OciArchive if !is_oci => Err(wrong("it has no index.json")),
         Kind::DockerArchive if !is_docker => Err(wrong("it has no manifest.json")),
-        Kind::DockerArchive => docker::read(container, tag, &platform),
-        _ if is_oci => layout::read(container, tag, &platform),
-        _ if is_docker => docker::read(container, tag, &platform),
+        Kind::ByContent | Kind::Layout | Kind::OciArchive if is_oci => {
+            layout::read(container, tag, &platform, pin)
+        }
+        Kind::DockerArchive | Kind::ByContent if is_docker => match pin {
+            Some(want) => Err(SourceError::NoPin { path, want }),
+            None => docker::read(container, tag, &platform),
+        },
         _ => Err(wrong("it has neither index.json nor manifest.json")),
     }
 }
@@ -111,11 +165,38 @@ fn split_transport(reference: &str) -> Result<(Kind, &str), SourceError> {
             return Ok((kind, rest));
         }
     }
-    let elsewhere = ["docker://", "docker-daemon:", "containers-storage:", "registry:"];
+    let elsewhere = ["docker-daemon:", "containers-storage:", "registry:"];
     if elsewhere.iter().any(|prefix| reference.starts_with(prefix)) {
         return Err(SourceError::Transport { reference: reference.to_owned() });
     }
     Ok((Kind::ByContent, reference))
+}
+
+/// What a policy calls an image on disk; a bare path is what its content says.
+fn origin(kind: Kind, path: &Path, tag: Option<&str>) -> Origin {
+    let by_content = || match Container::open(path) {
+        _ if path.is_dir() => Kind::Layout,
+        Ok(container) if container.has("index.json") => Kind::OciArchive,
+        _ => Kind::DockerArchive,
+    };
+    let kind = if kind == Kind::ByContent { by_content() } else { kind };
+    let (path, image) = (path.to_owned(), tag.map(str::to_owned));
+    match kind {
+        Kind::Layout => Origin::Path { transport: "oci", path, image },
+        Kind::OciArchive => Origin::Path { transport: "oci-archive", path, image },
+        Kind::DockerArchive | Kind::ByContent => {
+            Origin::Unnamed { transport: "docker-archive", shown: path.display().to_string() }
+        }
+    }
+}
+
+/// `@sha256:…` at the end, unless a file is called so.
+fn split_pin(rest: &str) -> (&str, Option<Digest>) {
+    let split = rest.rsplit_once('@').filter(|_| !Path::new(rest).exists());
+    match split.and_then(|(path, pin)| Some((path, pin.parse::<Digest>().ok()?))) {
+        Some((path, pin)) => (path, Some(pin)),
+        None => (rest, None),
+    }
 }
 
 /// Paths may hold colons and so may tags: the longest prefix that exists is the path.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 const RANKS: [&[&str]; 6] = [
     &["cli"],
     &["pipeline"],
-    &["source", "rootfs", "runtime", "record", "emit"],
-    &["oci", "inspect", "sys"],
+    &["source", "rootfs", "runtime", "record", "emit", "sink"],
+    &["oci", "inspect", "sys", "wire"],
     &["keep", "seccomp"],
     &["model"],
 ];

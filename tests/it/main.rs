@@ -15,6 +15,7 @@ mod matrix;
 mod network;
 mod options;
 mod record;
+mod registry;
 mod result;
 mod rootless;
 mod script;

@@ -1,6 +1,7 @@
 //! What several test files share: needs, a small real image, running slim.
 
 pub mod image;
+pub mod registry;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

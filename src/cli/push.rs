@@ -1,0 +1,80 @@
+//! `slim push`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::pipeline::{self, PipelineError, PushSpec};
+use crate::sink::Receipt;
+
+use super::image_args::WireArgs;
+use super::progress::Terminal;
+use super::say;
+use super::units::megabytes;
+
+/// Push a slim image to registries, and the evidence with it
+///
+/// What a registry has is not sent; what it has in another repository is mounted from there; an
+/// upload that breaks off goes on where it stopped.
+#[derive(Args, Debug)]
+pub(super) struct PushArgs {
+    /// Folder that slim trace or slim build wrote, or an image file (OCI archive or layout)
+    path: PathBuf,
+    /// Names to push to: [HOST[:PORT]/]NAME[:TAG]
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Attach profile.json, seccomp.json, seccomp.oci.json and summary.json as OCI referrers
+    #[arg(long)]
+    attach: bool,
+    /// Repository of the same registry that may have some of the layers: the original's
+    #[arg(long, value_name = "NAME")]
+    mount_from: Vec<String>,
+    #[command(flatten)]
+    wire: WireArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl PushArgs {
+    pub(super) fn run(self) -> Result<u8, PipelineError> {
+        let spec = PushSpec {
+            path: self.path,
+            names: self.names,
+            mount_from: self.mount_from,
+            attach: self.attach,
+            wire: self.wire.options(),
+        };
+        let terminal = Terminal::new();
+        let receipts = pipeline::push(&spec, &terminal);
+        terminal.finish();
+        let receipts = receipts?;
+        if self.json {
+            let list: Vec<_> = receipts.iter().map(as_json).collect();
+            say(serde_json::to_string_pretty(&list).expect("plain data"));
+        } else {
+            receipts.iter().for_each(print);
+        }
+        Ok(pipeline::exit::OK)
+    }
+}
+
+fn print(receipt: &Receipt) {
+    say(format_args!("pushed {}@{}", receipt.name, receipt.digest));
+    say(format_args!(
+        "  blobs: {} sent ({}), {} mounted, {} already there",
+        receipt.sent,
+        megabytes(receipt.sent_bytes),
+        receipt.mounted,
+        receipt.present
+    ));
+}
+
+fn as_json(receipt: &Receipt) -> serde_json::Value {
+    json!({
+        "name": receipt.name, "digest": receipt.digest,
+        "blobs": { "sent": receipt.sent, "mounted": receipt.mounted, "present": receipt.present },
+        "sent_bytes": receipt.sent_bytes,
+    })
+}

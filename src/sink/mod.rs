@@ -1,0 +1,228 @@
+//! Results on their way to where they are used: registries.
+//!
+//! An image goes up blob by blob; what is there already is not sent, what the registry has in another
+//! repository is mounted, what broke off goes on. The manifest comes last, so that a name never
+//! points at an image that is not whole.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::model::{Digest, DigestError};
+use crate::oci::manifest::{Descriptor, Index, Manifest, is_index, is_manifest};
+use crate::wire::{Content, Fault, Location, Options, Pushed, Reference, Repository, WireError};
+
+mod artifact;
+
+pub use artifact::{Attachment, attach};
+
+/// More than any manifest or index, bytes.
+const MAX_JSON: u64 = 16 << 20;
+/// Indexes may nest; so deep none does in earnest.
+const MAX_DEPTH: usize = 8;
+/// Blobs on their way at once.
+const STREAMS: usize = 4;
+
+/// Why a result did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    #[error("cannot push to {name}")]
+    Wire { name: String, source: Box<WireError> },
+    #[error("cannot read {what} of the image that is to be pushed; build it again")]
+    Read { what: String, source: std::io::Error },
+    #[error(
+        "{what} of the image that is to be pushed is no valid JSON of its kind; build it again"
+    )]
+    Json { what: String, source: serde_json::Error },
+    #[error("{what} of the image that is to be pushed has a digest that slim cannot read")]
+    Digest { what: String, source: DigestError },
+    #[error(
+        "{what} of the image that is to be pushed has the media type {found:?}: no image is made of that"
+    )]
+    MediaType { what: String, found: String },
+    #[error(
+        "{name} asks for {want}, and the image is {got}: leave the digest out, it comes from the content"
+    )]
+    Pinned { name: String, want: Digest, got: Digest },
+}
+
+impl SinkError {
+    fn wire(name: &Reference, source: WireError) -> Self {
+        Self::Wire { name: name.to_string(), source: Box::new(source) }
+    }
+
+    /// Whose fault it is: a registry that refuses is no fault of the image.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Wire { source, .. } if source.fault() == Fault::Image => Fault::Host,
+            Self::Wire { source, .. } => source.fault(),
+            Self::Pinned { .. } => Fault::Usage,
+            _ => Fault::Image,
+        }
+    }
+}
+
+/// An image as it lies on disk: its manifest or index, and what they name.
+#[derive(Clone, Copy)]
+pub struct Image<'a> {
+    pub top: &'a Descriptor,
+    pub content: &'a dyn Content,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// The name in full, with tag.
+    pub name: String,
+    pub digest: String,
+    /// Blobs by what became of them.
+    pub present: u64,
+    pub mounted: u64,
+    pub sent: u64,
+    /// Stored bytes of the blobs that were sent.
+    pub sent_bytes: u64,
+}
+
+/// Pushes `image` under `name`. `mount_from` are repositories of which the registry may have blobs
+/// already: those of other registries are passed over. `progress` hears of bytes done and in all.
+///
+/// # Errors
+/// The image cannot be read, or the registry does not take it.
+pub fn push(
+    image: Image<'_>,
+    name: &Reference,
+    mount_from: &[Reference],
+    options: &Options,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Receipt, SinkError> {
+    let digest = digest("the image", image.top)?;
+    if let Some(want) = name.digest.filter(|want| *want != digest) {
+        return Err(SinkError::Pinned { name: name.to_string(), want, got: digest });
+    }
+    let wire = |source| SinkError::wire(name, source);
+    let repository = Arc::new(Repository::open(&Location::of(name), options).map_err(wire)?);
+    let mut parts = Parts::default();
+    parts.collect(image, image.top, 0)?;
+    let from = mount_from
+        .iter()
+        .find(|other| other.host == name.host && other.repository != name.repository)
+        .map(|other| other.repository.as_str());
+    let receipt = blobs(image, name, &repository, &parts, from, progress)?;
+    // Manifests, the lowest first; the last is the image itself.
+    let (top, below) = parts.manifests.split_last().expect("the image itself is among them");
+    for part in below {
+        let wanted = part.digest.to_string();
+        repository.push_manifest(&wanted, &part.media_type, &part.bytes).map_err(wire)?;
+    }
+    let wanted = name.tag.clone().unwrap_or_else(|| digest.to_string());
+    repository.push_manifest(&wanted, &top.media_type, &top.bytes).map_err(wire)?;
+    let shown = Reference { digest: None, ..name.clone() }.to_string();
+    Ok(Receipt { name: shown, digest: digest.to_string(), ..receipt })
+}
+
+/// Sends the blobs, several at once.
+fn blobs(
+    image: Image<'_>,
+    name: &Reference,
+    repository: &Repository,
+    parts: &Parts,
+    from: Option<&str>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Receipt, SinkError> {
+    let total = parts.blobs.iter().map(|(_, size)| size).sum();
+    let done = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let queue = Mutex::new(parts.blobs.iter());
+    let outcome = Mutex::new(Ok(Receipt::default()));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((digest, size)) = next else { return };
+            let pushed = repository.push_blob(digest, *size, image.content, from);
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match (pushed, outcome.as_mut()) {
+                (Err(source), _) => {
+                    *outcome = Err(SinkError::wire(name, source));
+                    failed.store(true, Ordering::Relaxed);
+                }
+                (Ok(pushed), Ok(receipt)) => {
+                    match pushed {
+                        Pushed::Present => receipt.present += 1,
+                        Pushed::Mounted => receipt.mounted += 1,
+                        Pushed::Sent => {
+                            receipt.sent += 1;
+                            receipt.sent_bytes += size;
+                        }
+                    }
+                    progress(done.fetch_add(*size, Ordering::Relaxed) + size, total);
+                }
+                (Ok(_), Err(_)) => {}
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..STREAMS.min(parts.blobs.len()) {
+            scope.spawn(work);
+        }
+    });
+    outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All that an image is made of.
+#[derive(Default)]
+struct Parts {
+    blobs: BTreeSet<(Digest, u64)>,
+    /// What refers to others comes after them.
+    manifests: Vec<Part>,
+}
+
+/// A manifest or index, as it goes up.
+struct Part {
+    digest: Digest,
+    media_type: String,
+    bytes: Vec<u8>,
+}
+
+impl Parts {
+    fn collect(
+        &mut self,
+        image: Image<'_>,
+        descriptor: &Descriptor,
+        depth: usize,
+    ) -> Result<(), SinkError> {
+        let media_type = descriptor.media_type.clone();
+        let digest = digest("a manifest", descriptor)?;
+        let bytes = read(image, &digest)?;
+        let json = |source| SinkError::Json { what: format!("the manifest {digest}"), source };
+        if is_manifest(&media_type) {
+            let manifest: Manifest = serde_json::from_slice(&bytes).map_err(json)?;
+            for blob in manifest.layers.iter().chain([&manifest.config]) {
+                self.blobs.insert((self::digest("a layer", blob)?, blob.size));
+            }
+        } else if is_index(&media_type) && depth < MAX_DEPTH {
+            let index: Index = serde_json::from_slice(&bytes).map_err(json)?;
+            for below in &index.manifests {
+                self.collect(image, below, depth + 1)?;
+            }
+        } else {
+            let what = format!("the manifest {digest}");
+            return Err(SinkError::MediaType { what, found: media_type });
+        }
+        self.manifests.push(Part { digest, media_type, bytes });
+        Ok(())
+    }
+}
+
+fn digest(what: &str, descriptor: &Descriptor) -> Result<Digest, SinkError> {
+    let parsed = descriptor.digest.parse();
+    parsed.map_err(|source| SinkError::Digest { what: what.to_owned(), source })
+}
+
+fn read(image: Image<'_>, digest: &Digest) -> Result<Vec<u8>, SinkError> {
+    let mut bytes = Vec::new();
+    let read =
+        image.content.open(digest, 0).and_then(|from| from.take(MAX_JSON).read_to_end(&mut bytes));
+    read.map_err(|source| SinkError::Read { what: format!("the manifest {digest}"), source })?;
+    Ok(bytes)
+}

@@ -1,0 +1,49 @@
+//! An image file as it lies on disk, to be handed on whole: what a push reads.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use crate::model::Digest;
+use crate::oci::manifest::{Descriptor, Index};
+use crate::wire::Content;
+
+use super::container::{Container, blob_name};
+use super::{Kind, SourceError, split_tag, split_transport};
+
+/// A layout in a folder or a tar, and the image of it that is meant.
+pub struct Stored {
+    container: Container,
+    /// Its manifest or index.
+    pub top: Descriptor,
+}
+
+/// Finds the image file `reference`: `oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]` or a path.
+///
+/// # Errors
+/// There is no OCI layout, or it holds several images and none of them is named.
+pub fn stored(reference: &str) -> Result<Stored, SourceError> {
+    let (kind, rest) = split_transport(reference)?;
+    let (path, tag) = split_tag(rest)?;
+    let container = Container::open(&path)?;
+    if kind == Kind::DockerArchive || !container.has("index.json") {
+        let why = "it has no index.json, and only an OCI layout or archive has a manifest to push";
+        return Err(SourceError::NotAnImage { path, why: why.to_owned() });
+    }
+    let index: Index = container.json("index.json", &container.read("index.json")?)?;
+    let top = super::layout::only(&container, &index, tag)?.clone();
+    Ok(Stored { container, top })
+}
+
+impl Content for Stored {
+    fn open(&self, digest: &Digest, at: u64) -> io::Result<Box<dyn Read + Send>> {
+        self.container.stream_from(&blob_name(digest), at)
+    }
+}
+
+/// The folder of results or the image file that `path` is.
+pub fn image_file(path: &Path) -> String {
+    let inside = ["image.tar", "image"].map(|name| path.join(name));
+    let found =
+        inside.into_iter().find(|inner| inner.exists() && !path.join("oci-layout").exists());
+    found.unwrap_or_else(|| path.to_owned()).display().to_string()
+}
