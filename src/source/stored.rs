@@ -7,8 +7,9 @@ use crate::model::Digest;
 use crate::oci::manifest::{Descriptor, Index};
 use crate::wire::Content;
 
+use super::SourceError;
 use super::container::{Container, blob_name};
-use super::{Kind, SourceError, split_tag, split_transport};
+use super::reference::{Kind, split_tag, split_transport};
 
 /// A layout in a folder or a tar, and the image of it that is meant.
 pub struct Stored {
