@@ -61,6 +61,7 @@ impl ReachArgs {
             platform: self.platform.clone(),
             wire: self.wire.options(),
             policy: self.policy.clone(),
+            ours: false,
         }
     }
 }

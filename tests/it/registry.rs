@@ -14,6 +14,7 @@ use crate::support::registry::{Breaking, Cut, LOGIN, Registry, drain, free_port,
 use crate::support::{Need, have, outcome, sh, slim};
 
 mod push;
+mod token;
 mod trust;
 
 const NEEDS: [Need; 4] = [
@@ -239,6 +240,8 @@ fn certificates_and_credentials_are_found_where_docker_and_podman_keep_them() {
     let (code, text) = inspect(&["--authfile", good_file], &[]);
     assert_eq!(code, 0, "{text}");
     std::fs::remove_file(own).unwrap();
+    let (code, text) = inspect(&["--plain-http", "--authfile", good_file], &[]);
+    assert!(code == 3 && text.contains("HTTPS"), "plain HTTP to TLS: {code} {text}");
     if rustix::process::geteuid().is_root() {
         for folder in ["/etc/docker/certs.d", "/etc/containers/certs.d"] {
             let folder = Path::new(folder).join(&host);
@@ -309,6 +312,21 @@ fn layers_come_once_and_go_on_where_the_connection_broke() {
     }
     // The configuration, two layers, and the two continuations: nothing twice.
     assert_eq!(registry.requests("GET /v2/app/blobs/") - before, 5);
+}
+
+#[test]
+fn a_registry_that_goes_away_is_no_fault_of_the_image() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::plain();
+    let dir = tempfile::tempdir().unwrap();
+    registry.fill(&oci(&small(dir.path(), "a")), "app:1");
+    let name = format!("docker://{}/app:1", registry.host());
+    let image = slim::source::open(&name, &Registry::access()).unwrap();
+    drop(registry);
+    let error = slim::pipeline::PipelineError::from(index(&image).err().unwrap());
+    assert_eq!(error.exit(), slim::pipeline::exit::HOST, "{error}");
 }
 
 #[test]
