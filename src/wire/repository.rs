@@ -54,6 +54,14 @@ impl Repository {
         registries::locations(reference)
     }
 
+    /// Where to push `reference` to: never to a mirror.
+    ///
+    /// # Errors
+    /// A configuration file that is wrong.
+    pub fn target(reference: &Reference) -> Result<Location, WireError> {
+        registries::target(reference)
+    }
+
     /// Gets ready for a repository. Nothing is sent yet, unless the location is marked insecure:
     /// then TLS without checks is tried before plain HTTP.
     ///

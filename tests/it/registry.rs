@@ -268,12 +268,19 @@ fn mirrors_come_first_and_blocked_names_never() {
         format!(
             "[[registry]]\nprefix = \"main.example/team\"\nlocation = \"127.0.0.1:{gone}/team\"\ninsecure = true\n\
              [[registry.mirror]]\nlocation = \"127.0.0.1:{gone}/empty\"\ninsecure = true\n\
-             [[registry.mirror]]\nlocation = \"{}/copies/team\"\ninsecure = true\n\
+             [[registry.mirror]]\nlocation = \"{0}/copies/team\"\ninsecure = true\n\
+             [[registry]]\nlocation = \"{0}\"\ninsecure = true\n\
              [[registry]]\nlocation = \"bad.example\"\nblocked = true\n",
             mirror.host()
         ),
     );
-    let variables = [("CONTAINERS_REGISTRIES_CONF", file.to_str().unwrap())];
+    // A proxy that is not there: what is on this machine is not asked of it.
+    let proxy = format!("http://127.0.0.1:{gone}");
+    let variables = [
+        ("CONTAINERS_REGISTRIES_CONF", file.to_str().unwrap()),
+        ("HTTP_PROXY", proxy.as_str()),
+        ("HTTPS_PROXY", proxy.as_str()),
+    ];
     let inspect = |name: &str| run(dir.path(), &["inspect", name, "--json"], &variables);
     let (code, text) = inspect("docker://main.example/team/app:1");
     assert_eq!(code, 0, "{text}");
@@ -285,6 +292,10 @@ fn mirrors_come_first_and_blocked_names_never() {
     assert_eq!(code, 4, "the registry itself, which is asked last, is not there: {text}");
     let (code, text) = inspect("docker://bad.example/app:1");
     assert!(code == 9 && text.contains("registries.conf"), "{code} {text}");
+    // For a push only `insecure` counts.
+    let target = format!("{}/pushed:1", mirror.host());
+    let (code, text) = run(dir.path(), &["push", layout.to_str().unwrap(), &target], &variables);
+    assert_eq!(code, 0, "{text}");
 }
 
 #[test]
