@@ -9,6 +9,7 @@ mod exec;
 mod image_args;
 mod inspect;
 mod layers;
+mod load;
 mod output_args;
 mod profiles;
 mod progress;
@@ -51,6 +52,7 @@ enum Verb {
     #[command(name = exec::RUN_VERB, hide = true)]
     Run(exec::RunArgs),
     Push(push::PushArgs),
+    Load(load::LoadArgs),
     Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
     /// Remove what dead runs left: cgroup folders, upper folders, half-unpacked layers
@@ -97,6 +99,7 @@ fn dispatch(verb: Verb) -> u8 {
         Verb::Exec(args) => return args.run(),
         Verb::Run(args) => return args.run(),
         Verb::Push(args) => args.run(),
+        Verb::Load(args) => args.run(),
         Verb::Inspect(args) => args.run(),
         Verb::Doctor(args) => args.run(),
         Verb::Clean(args) => args.run(),

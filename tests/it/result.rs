@@ -208,7 +208,7 @@ fn a_kept_base_stays_whole_and_what_lies_above_counts() {
         let names = tree.names_at(layers);
         slim::keep::add_names(&mut keep, &tree, &names, &Reason::Base).unwrap();
         let late = path("/late");
-        keep.paths.insert(late.clone(), BTreeSet::from([Reason::Touched]));
+        keep.paths.insert(late.clone(), Reason::Touched.into());
         let base = Base::whole(&tree, layers);
         let target = dir.path().join(format!("slim{layers}"));
         let (emitted, slim) = write(&image, &tree, &keep, Some(&base), Packing::default(), &target);
