@@ -12,7 +12,7 @@ use crate::wire::engine::{Engine, EngineError, Host, in_path};
 
 use super::container::Container;
 use super::trust::{self, Origin};
-use super::{Access, SourceError, docker, host_platform, spool};
+use super::{Access, SourceError, docker, host_platform, layout, spool};
 
 pub(super) const ENGINE: &str = "Docker's engine";
 
@@ -34,8 +34,14 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
     let file = export(&engine, name, &known)?;
     let container = Container::of_file(file, Path::new(&format!("docker-daemon:{name}")))?;
     let platform = access.platform.clone().unwrap_or_else(host_platform);
-    let image = docker::read(container, None, &platform)?;
-    check(&image, name, &known)?;
+    // containerd's store keeps an image as it came: there is a manifest to read.
+    let image = if known["Descriptor"].is_object() && container.has("index.json") {
+        layout::read(container, None, &platform, None)?
+    } else {
+        let image = docker::read(container, None, &platform)?;
+        check(&image, name, &known)?;
+        image
+    };
     Ok(Image { name: image_name(name, &known), ..image })
 }
 
