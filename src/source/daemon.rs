@@ -13,7 +13,8 @@ use crate::wire::engine::{Engine, EngineError, Host, in_path};
 
 use super::container::Container;
 use super::trust::{self, Origin};
-use super::{Access, SourceError, docker, host_platform, spool};
+use super::unpacked::{self, Parts};
+use super::{Access, SourceError, docker, host_platform, overlay2, spool};
 
 pub(super) const ENGINE: &str = "Docker's engine";
 
@@ -32,12 +33,17 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
     let known = engine.json(&format!("/images/{}/json", in_path(name)), &what);
     let known = known.map_err(|error| missing(name, error))?;
     trust::admit(access, &origin(name))?;
+    let platform = access.platform.clone().unwrap_or_else(host_platform);
+    let called = image_name(name, &known);
+    match overlay2::in_place(&engine, name, &known) {
+        Ok(parts) => return unpacked::image(Parts { name: called, ..parts }, &platform),
+        Err(why) => tracing::info!("{name} is exported and not read in place: {why}"),
+    }
     let file = export(&engine, name, &known)?;
     let container = Container::of_file(file, Path::new(&format!("docker-daemon:{name}")))?;
-    let platform = access.platform.clone().unwrap_or_else(host_platform);
     let image = docker::read(container, None, &platform)?;
     check(&image, name, &known)?;
-    Ok(Image { name: image_name(name, &known), ..image })
+    Ok(Image { name: called, ..image })
 }
 
 /// Asks for the archive by id, so that no other image of the repository comes along.
