@@ -43,6 +43,7 @@ const FILES: [(&str, Kind); 3] = [
 ];
 
 type Read = fn(&str, &Access) -> Result<Image, SourceError>;
+type Place = fn(&str) -> String;
 
 /// Beginnings that say where to look, and who looks there.
 const PLACES: [(&str, Read); 5] = [
@@ -54,7 +55,7 @@ const PLACES: [(&str, Read); 5] = [
 ];
 
 /// Where a bare name is looked for, in order; what each place is called, and who looks there.
-const SEARCHED: [(fn(&str) -> String, Read); 4] = [
+const SEARCHED: [(Place, Read); 4] = [
     (|_| daemon::place(), daemon::read),
     (|_| storage::place(), storage::read),
     (|_| containerd::place(), containerd::read),
