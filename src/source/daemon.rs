@@ -1,7 +1,6 @@
 //! An image that Docker's engine has.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -48,15 +47,10 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
 
 /// Asks for the archive by id, so that no other image of the repository comes along.
 fn export(engine: &Engine, name: &str, known: &Value) -> Result<File, SourceError> {
-    let folder = spool::folder();
-    let error =
-        |source| SourceError::Spool { from: ENGINE.to_owned(), folder: folder.clone(), source };
     let id = known["Id"].as_str().unwrap_or(name);
     let what = format!("the export of {name}");
     let mut from = engine.stream(&format!("/images/{}/get", in_path(id)), &what)?;
-    let mut file = tempfile::tempfile_in(&folder).map_err(error)?;
-    io::copy(&mut from, &mut file).map_err(error)?;
-    Ok(file)
+    spool::whole(ENGINE, &mut from)
 }
 
 /// What was exported has to be what the engine knows.

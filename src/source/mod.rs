@@ -50,6 +50,8 @@ pub enum SourceError {
     Docker(#[from] crate::wire::engine::EngineError),
     #[error("no container {name:?}; looked in{}", list(.tried))]
     NoContainer { name: String, tried: Vec<String> },
+    #[error("interrupted; everything was stopped and nothing was written")]
+    Interrupted,
     #[error("cannot keep what comes from {from} in {}: set TMPDIR to a folder with room", folder.display())]
     Spool { from: String, folder: PathBuf, source: std::io::Error },
     #[error(
