@@ -12,7 +12,8 @@ use crate::wire::engine::{Engine, EngineError, Host, in_path};
 
 use super::container::Container;
 use super::trust::{self, Origin};
-use super::{Access, SourceError, docker, host_platform, layout, spool};
+use super::unpacked::{self, Parts};
+use super::{Access, SourceError, docker, host_platform, layout, overlay2, spool};
 
 pub(super) const ENGINE: &str = "Docker's engine";
 
@@ -31,9 +32,14 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
     let known = engine.json(&format!("/images/{}/json", in_path(name)), &what);
     let known = known.map_err(|error| missing(name, error))?;
     trust::admit(access, &origin(name))?;
+    let platform = access.platform.clone().unwrap_or_else(host_platform);
+    let called = image_name(name, &known);
+    match overlay2::in_place(&engine, name, &known) {
+        Ok(parts) => return unpacked::image(Parts { name: called, ..parts }, &platform),
+        Err(why) => tracing::info!("{name} is exported and not read in place: {why}"),
+    }
     let file = export(&engine, name, &known)?;
     let container = Container::of_file(file, Path::new(&format!("docker-daemon:{name}")))?;
-    let platform = access.platform.clone().unwrap_or_else(host_platform);
     // containerd's store keeps an image as it came: there is a manifest to read.
     let image = if known["Descriptor"].is_object() && container.has("index.json") {
         layout::read(container, None, &platform, None)?
@@ -42,7 +48,7 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
         check(&image, name, &known)?;
         image
     };
-    Ok(Image { name: image_name(name, &known), ..image })
+    Ok(Image { name: called, ..image })
 }
 
 /// Asks for the archive by id, so that no other image of the repository comes along.

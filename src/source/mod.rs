@@ -10,16 +10,21 @@ use crate::oci::Image;
 pub use crate::wire::Fault;
 
 mod container;
+mod containerd;
 mod daemon;
 mod docker;
 mod layout;
+mod overlay2;
 pub mod reference;
 pub mod registry;
 mod running;
 mod spool;
 mod stdin;
+mod storage;
+mod storage_conf;
 mod stored;
 pub mod trust;
+mod unpacked;
 
 pub use stored::{Stored, image_file, stored};
 
