@@ -198,11 +198,15 @@ fn bad(why: &str) -> io::Error {
 
 /// Layers in use are not locked: their engine may remove them at any time.
 fn gone(path: &Path, error: &io::Error) -> io::Error {
-    let why = format!(
-        "{}: {error}; if its engine removed the image while slim used it, pull it again and leave it there until slim is done",
-        path.display()
-    );
-    io::Error::new(error.kind(), why)
+    let way_out = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; run slim as the storage's owner sees it: as root, or by `podman unshare slim …`"
+        }
+        _ => {
+            "; if its engine removed the image while slim used it, pull it again and leave it there until slim is done"
+        }
+    };
+    io::Error::new(error.kind(), format!("{}: {error}{way_out}", path.display()))
 }
 
 #[cfg(test)]
