@@ -4,6 +4,7 @@
 //! go is `rootfs`'s.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::{ChainId, DiffId, Digest, ImageConfig};
@@ -11,6 +12,7 @@ use crate::model::{ChainId, DiffId, Digest, ImageConfig};
 pub mod apply;
 pub mod layer;
 pub mod manifest;
+pub mod tarsplit;
 
 /// An image that was found and whose manifest and configuration were checked.
 #[derive(Clone)]
@@ -49,6 +51,12 @@ pub trait BlobSource: Send + Sync {
 
     /// Stored size of layer `index` in bytes, where known without reading it.
     fn size(&self, _index: usize) -> Option<u64> {
+        None
+    }
+
+    /// A folder of somebody else's that holds layer `index` as a lower directory of overlayfs, to be
+    /// read only. It can vanish at any time; what [`BlobSource::open`] gives then fails.
+    fn unpacked(&self, _index: usize) -> Option<PathBuf> {
         None
     }
 }

@@ -123,6 +123,7 @@ impl PipelineError {
             Self::Rootfs(RootfsError::Interrupted) | Self::Emit(EmitError::Interrupted) => {
                 exit::INTERRUPTED
             }
+            Self::Source(SourceError::Interrupted) => exit::INTERRUPTED,
             Self::Source(error) => fault_exit(error.fault()),
             Self::Sink(error) => fault_exit(error.fault()),
             Self::Rootfs(error) if error.is_bad_image() => exit::IMAGE,

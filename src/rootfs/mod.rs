@@ -13,6 +13,7 @@ use crate::oci::layer::LayerError;
 
 mod changes;
 mod content;
+mod elsewhere;
 mod housekeeping;
 mod limits;
 mod lines;

@@ -18,7 +18,7 @@ use crate::oci::{Image, layer};
 use super::limits::{self, Lacking};
 use super::lines::{self, Lines};
 use super::writer::Writer;
-use super::{Rootfs, RootfsError};
+use super::{Rootfs, RootfsError, elsewhere};
 
 const DEFAULT: &str = "/var/lib/slim";
 const NAME: &str = "slim";
@@ -56,6 +56,9 @@ struct LayerIndex {
     lacking: Lacking,
     /// How many entries there are.
     entries: u64,
+    /// The folder of an engine that holds the layer; `None` for the store's own, `fs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    elsewhere: Option<PathBuf>,
 }
 
 impl Store {
@@ -126,13 +129,14 @@ impl Store {
         lowers: &[PathBuf],
         progress: &dyn Fn(u64),
     ) -> Result<PathBuf, RootfsError> {
-        if let Some(found) = self.find(diff_id, chain, stack)? {
+        let place = image.blobs.unpacked(at);
+        if let Some(found) = self.find(diff_id, chain, place.as_deref(), stack)? {
             return Ok(found);
         }
         let locks = self.folder("locks")?;
         let _turn = lock(&locks.join(diff_id.0.hex()), FlockOperation::LockExclusive)?;
         // Somebody else may have unpacked it while we waited.
-        if let Some(found) = self.find(diff_id, chain, stack)? {
+        if let Some(found) = self.find(diff_id, chain, place.as_deref(), stack)? {
             return Ok(found);
         }
         let (temporary, own) = {
@@ -140,9 +144,10 @@ impl Store {
             new_locked(&self.folder("layers")?, TEMPORARY)?
         };
         let unpacked = fill(&temporary, image, at, stack, lowers, progress);
-        let moved = unpacked.and_then(|lacking| {
-            self.lack(&lacking);
-            self.publish(&temporary, own, diff_id, chain, stack)
+        let moved = unpacked.and_then(|index| {
+            self.lack(&index.lacking);
+            let own = self.publish(&temporary, own, diff_id, chain, stack)?;
+            Ok(index.elsewhere.unwrap_or(own))
         });
         if moved.is_err() {
             let _ = super::housekeeping::remove_tree(&temporary);
@@ -175,16 +180,22 @@ impl Store {
     ///
     /// Most layers mean the same on any stack and are named by their diffID. One that reaches into
     /// the layers below (see [`Stack::depends`]) is good for this chain only, and named by it too.
+    /// One that an engine holds counts while the engine says that it is there still, in `place`.
     fn find(
         &self,
         diff_id: DiffId,
         chain: ChainId,
+        place: Option<&Path>,
         stack: &mut Stack,
     ) -> Result<Option<PathBuf>, RootfsError> {
         let alone = self.key_path(diff_id, chain, false)?;
         let chained = self.key_path(diff_id, chain, true)?;
         for candidate in [&alone, &chained] {
             let Some((index, used)) = self.read_index(candidate) else { continue };
+            let elsewhere = index.elsewhere.as_deref();
+            if elsewhere.is_some_and(|folder| place != Some(folder) || !folder.is_dir()) {
+                continue;
+            }
             let mut next = stack.clone();
             next.begin_layer(diff_id);
             let mut number = 0;
@@ -197,7 +208,7 @@ impl Store {
                 *stack = next;
                 self.lack(&index.lacking);
                 self.keep(used);
-                return Ok(Some(candidate.join("fs")));
+                return Ok(Some(elsewhere.map_or_else(|| candidate.join("fs"), Path::to_owned)));
             }
         }
         Ok(None)
@@ -303,7 +314,7 @@ fn distinct(lowers: Vec<PathBuf>) -> Vec<PathBuf> {
     kept
 }
 
-/// Unpacks one layer into `folder` and writes its index beside it.
+/// Unpacks one layer into `folder`, unless an engine has done so, and writes its index beside it.
 fn fill(
     folder: &Path,
     image: &Image,
@@ -311,7 +322,22 @@ fn fill(
     stack: &mut Stack,
     lowers: &[PathBuf],
     progress: &dyn Fn(u64),
-) -> Result<Lacking, RootfsError> {
+) -> Result<LayerIndex, RootfsError> {
+    if let Some(place) = image.blobs.unpacked(at) {
+        let mut next = stack.clone();
+        let list = folder.join(ENTRIES);
+        match elsewhere::index(&place, image, at, &mut next, &list, progress) {
+            Ok(entries) => {
+                *stack = next;
+                return write_index(folder, Lacking::default(), entries, Some(place));
+            }
+            Err(Ok(why)) => {
+                let layer = image.layers[at].diff_id;
+                tracing::info!("layer {layer} is unpacked and not used in place: {why}");
+            }
+            Err(Err(error)) => return Err(error),
+        }
+    }
     let fs = folder.join("fs");
     std::fs::create_dir(&fs).map_err(|e| RootfsError::io("make the folder", &fs, e))?;
     let mut writer = Writer::new(&fs)?;
@@ -333,14 +359,23 @@ fn fill(
     stream.finish()?;
     lines.finish().map_err(unwritten)?;
     let lacking = writer.finish(stack)?;
+    write_index(folder, lacking, entries, None)
+}
+
+fn write_index(
+    folder: &Path,
+    lacking: Lacking,
+    entries: u64,
+    elsewhere: Option<PathBuf>,
+) -> Result<LayerIndex, RootfsError> {
     let path = folder.join(INDEX);
     let owners = limits::owners();
-    let index = LayerIndex { schema: SCHEMA, owners, lacking, entries };
+    let index = LayerIndex { schema: SCHEMA, owners, lacking, entries, elsewhere };
     let bytes = serde_json::to_vec(&index).map_err(std::io::Error::from);
     bytes
         .and_then(|bytes| std::fs::write(&path, bytes))
         .map_err(|e| RootfsError::io("write", &path, e))?;
-    Ok(index.lacking)
+    Ok(index)
 }
 
 /// `/var/lib/slim`, or the user's data folder (XDG Base Directory Specification, `$XDG_DATA_HOME`).

@@ -1,7 +1,6 @@
 //! An image that Docker's engine has.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -13,7 +12,8 @@ use crate::wire::engine::{Engine, EngineError, Host, in_path};
 
 use super::container::Container;
 use super::trust::{self, Origin};
-use super::{Access, SourceError, docker, host_platform, spool};
+use super::unpacked::{self, Parts};
+use super::{Access, SourceError, docker, host_platform, layout, overlay2, spool};
 
 pub(super) const ENGINE: &str = "Docker's engine";
 
@@ -32,25 +32,31 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
     let known = engine.json(&format!("/images/{}/json", in_path(name)), &what);
     let known = known.map_err(|error| missing(name, error))?;
     trust::admit(access, &origin(name))?;
+    let platform = access.platform.clone().unwrap_or_else(host_platform);
+    let called = image_name(name, &known);
+    match overlay2::in_place(&engine, name, &known) {
+        Ok(parts) => return unpacked::image(Parts { name: called, ..parts }, &platform),
+        Err(why) => tracing::info!("{name} is exported and not read in place: {why}"),
+    }
     let file = export(&engine, name, &known)?;
     let container = Container::of_file(file, Path::new(&format!("docker-daemon:{name}")))?;
-    let platform = access.platform.clone().unwrap_or_else(host_platform);
-    let image = docker::read(container, None, &platform)?;
-    check(&image, name, &known)?;
-    Ok(Image { name: image_name(name, &known), ..image })
+    // containerd's store keeps an image as it came: there is a manifest to read.
+    let image = if known["Descriptor"].is_object() && container.has("index.json") {
+        layout::read(container, None, &platform, None)?
+    } else {
+        let image = docker::read(container, None, &platform)?;
+        check(&image, name, &known)?;
+        image
+    };
+    Ok(Image { name: called, ..image })
 }
 
 /// Asks for the archive by id, so that no other image of the repository comes along.
 fn export(engine: &Engine, name: &str, known: &Value) -> Result<File, SourceError> {
-    let folder = spool::folder();
-    let error =
-        |source| SourceError::Spool { from: ENGINE.to_owned(), folder: folder.clone(), source };
     let id = known["Id"].as_str().unwrap_or(name);
     let what = format!("the export of {name}");
     let mut from = engine.stream(&format!("/images/{}/get", in_path(id)), &what)?;
-    let mut file = tempfile::tempfile_in(&folder).map_err(error)?;
-    io::copy(&mut from, &mut file).map_err(error)?;
-    Ok(file)
+    spool::whole(ENGINE, &mut from)
 }
 
 /// What was exported has to be what the engine knows.

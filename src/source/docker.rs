@@ -1,5 +1,6 @@
 //! A docker-archive: what `docker save` writes (moby's image specification v1.2, "Combined Image").
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::model::{Digest, ImageConfig};
@@ -23,7 +24,7 @@ pub(super) fn read(
     let config_digest = Digest::of(&config_bytes);
     check_name(&container, &item.config, config_digest)?;
     let config = ImageConfig(container.json("configuration", &config_bytes)?);
-    check_platform(&container, &config, platform)?;
+    check_platform(&container.path, &config, platform)?;
     let mut sizes = Vec::new();
     for name in &item.layers {
         sizes.push(container.size(name).map_err(|source| SourceError::Read {
@@ -101,8 +102,8 @@ fn check_name(container: &Container, name: &str, got: Digest) -> Result<(), Sour
     }
 }
 
-fn check_platform(
-    container: &Container,
+pub(super) fn check_platform(
+    path: &Path,
     config: &ImageConfig,
     wanted: &str,
 ) -> Result<(), SourceError> {
@@ -116,12 +117,12 @@ fn check_platform(
     if have.matches(wanted) {
         return Ok(());
     }
-    let path = container.path.clone();
+    let path = path.to_owned();
     Err(SourceError::Platform { path, wanted: wanted.into(), found: vec![text] })
 }
 
 /// The digest of an OCI manifest over the uncompressed layers, the same for every copy of the image.
-fn stand_in(config: Digest, size: u64, parsed: &ImageConfig, sizes: &[u64]) -> Digest {
+pub(super) fn stand_in(config: Digest, size: u64, parsed: &ImageConfig, sizes: &[u64]) -> Digest {
     let descriptor = |media_type: &str, digest: String, size| Descriptor {
         media_type: media_type.into(),
         digest,

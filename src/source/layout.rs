@@ -28,13 +28,25 @@ pub(super) fn read(
         None => choose(&container, &index, tag, platform)?,
     };
     let name = image_names(top).into_iter().find_map(full_name);
+    read_top(container, top, name, platform, pin)
+}
+
+/// The image of a manifest or index, whoever names it.
+pub(super) fn read_top(
+    container: Container,
+    top: &Descriptor,
+    name: Option<String>,
+    platform: &str,
+    pin: Option<Digest>,
+) -> Result<Image, SourceError> {
     let mut found = Vec::new();
     let manifest = descend(&container, top, platform, &mut found, 0)?;
     let Some((manifest, manifest_digest)) = manifest else {
         let (path, wanted) = (container.path.clone(), platform.to_owned());
         return Err(SourceError::Platform { path, wanted, found });
     };
-    if let Some(want) = pin.filter(|pin| *pin != manifest_digest && !pinned(&top)) {
+    let pinned = |pin: Digest| pin == manifest_digest || top.digest == pin.to_string();
+    if let Some(want) = pin.filter(|pin| !pinned(*pin)) {
         let (path, got) = (container.path.clone(), manifest_digest);
         return Err(SourceError::Pin { path, want, got });
     }

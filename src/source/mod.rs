@@ -10,16 +10,21 @@ use crate::oci::Image;
 pub use crate::wire::Fault;
 
 mod container;
+mod containerd;
 mod daemon;
 mod docker;
 mod layout;
+mod overlay2;
 pub mod reference;
 pub mod registry;
 mod running;
 mod spool;
 mod stdin;
+mod storage;
+mod storage_conf;
 mod stored;
 pub mod trust;
+mod unpacked;
 
 pub use stored::{Stored, image_file, stored};
 
@@ -45,6 +50,8 @@ pub enum SourceError {
     Docker(#[from] crate::wire::engine::EngineError),
     #[error("no container {name:?}; looked in{}", list(.tried))]
     NoContainer { name: String, tried: Vec<String> },
+    #[error("interrupted; everything was stopped and nothing was written")]
+    Interrupted,
     #[error("cannot keep what comes from {from} in {}: set TMPDIR to a folder with room", folder.display())]
     Spool { from: String, folder: PathBuf, source: std::io::Error },
     #[error(

@@ -22,7 +22,10 @@ use crate::wire::{Fault, Reference as Name};
 
 use super::container::Container;
 use super::trust::{self, Origin};
-use super::{Access, SourceError, daemon, docker, host_platform, layout, registry, running, stdin};
+use super::{
+    Access, SourceError, containerd, daemon, docker, host_platform, layout, registry, running,
+    stdin, storage,
+};
 
 /// What the reference says the path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,15 +46,21 @@ type Read = fn(&str, &Access) -> Result<Image, SourceError>;
 type Place = fn(&str) -> String;
 
 /// Beginnings that say where to look, and who looks there.
-const PLACES: [(&str, Read); 3] = [
+const PLACES: [(&str, Read); 5] = [
     ("docker-daemon:", daemon::read),
+    ("containers-storage:", storage::read),
+    ("containerd:", containerd::read),
     ("docker://", registry::read),
     ("container:", running::read),
 ];
 
 /// Where a bare name is looked for, in order; what each place is called, and who looks there.
-const SEARCHED: [(Place, Read); 2] =
-    [(|_| daemon::place(), daemon::read), (registry_place, registry::read)];
+const SEARCHED: [(Place, Read); 4] = [
+    (|_| daemon::place(), daemon::read),
+    (|_| storage::place(), storage::read),
+    (|_| containerd::place(), containerd::read),
+    (registry_place, registry::read),
+];
 
 pub(super) fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
     if let Some((rest, read)) =

@@ -3,14 +3,18 @@
 use crate::oci::Image;
 use crate::wire::engine::{Engine, in_path};
 
-use super::{Access, SourceError, daemon};
+use super::{Access, SourceError, containerd, daemon, storage};
 
 type Place = fn() -> String;
 type Find = fn(&str) -> Result<String, SourceError>;
 type Read = fn(&str, &Access) -> Result<Image, SourceError>;
 
 /// Who is asked for the container, in order; and who opens its image then.
-const ASKED: [(Place, Find, Read); 1] = [(daemon::place, in_docker, daemon::read)];
+const ASKED: [(Place, Find, Read); 3] = [
+    (daemon::place, in_docker, daemon::read),
+    (storage::place, storage::of_container, storage::read),
+    (containerd::place, containerd::of_container, containerd::read),
+];
 
 /// Opens the image of the container `name`: its name or id, in Docker, else Podman, else containerd.
 ///

@@ -4,10 +4,40 @@
 //! and leaves them in an unnamed file; later ones, and others at the same time, read that.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::sys::signals;
+
+use super::SourceError;
+
+/// All that `from` gives, in an unnamed file; `shown` is what messages call it.
+///
+/// # Errors
+/// It breaks off, there is no room, or slim is interrupted.
+pub(super) fn whole(shown: &str, from: &mut dyn Read) -> Result<File, SourceError> {
+    let folder = folder();
+    let error =
+        |source| SourceError::Spool { from: shown.to_owned(), folder: folder.clone(), source };
+    let mut file = tempfile::tempfile_in(&folder).map_err(error)?;
+    let mut buf = vec![0; 1 << 18];
+    loop {
+        if signals::interrupted() {
+            return Err(SourceError::Interrupted);
+        }
+        match from.read(&mut buf) {
+            Ok(0) => return Ok(file),
+            Ok(n) => file.write_all(&buf[..n]).map_err(error)?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => {
+                let (path, what) = (PathBuf::from(shown), "what comes from it".to_owned());
+                return Err(SourceError::Read { path, what, source });
+            }
+        }
+    }
+}
 
 /// A blob, as much of it as has come.
 pub(super) struct Spool {

@@ -32,21 +32,19 @@ pub(super) fn read(pin: Option<Digest>, access: &Access) -> Result<Image, Source
 }
 
 fn spooled() -> Result<File, SourceError> {
-    let folder = spool::folder();
-    let error =
-        |source| SourceError::Spool { from: SHOWN.to_owned(), folder: folder.clone(), source };
     let mut came = CAME.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(file) = &*came {
-        return file.try_clone().map_err(error);
+    if came.is_none() {
+        let mut stdin = io::stdin().lock();
+        if stdin.is_terminal() {
+            let why = "it is a terminal; pipe an archive into slim".to_owned();
+            return Err(SourceError::NotAnImage { path: SHOWN.into(), why });
+        }
+        *came = Some(spool::whole(SHOWN, &mut stdin)?);
     }
-    let mut stdin = io::stdin().lock();
-    if stdin.is_terminal() {
-        let (path, why) = (SHOWN.into(), "it is a terminal; pipe an archive into slim".to_owned());
-        return Err(SourceError::NotAnImage { path, why });
-    }
-    let mut file = tempfile::tempfile_in(&folder).map_err(error)?;
-    io::copy(&mut stdin, &mut file).map_err(error)?;
-    let copy = file.try_clone().map_err(error)?;
-    *came = Some(file);
-    Ok(copy)
+    let copy = came.as_ref().map(File::try_clone).expect("filled above");
+    copy.map_err(|source| SourceError::Spool {
+        from: SHOWN.to_owned(),
+        folder: spool::folder(),
+        source,
+    })
 }

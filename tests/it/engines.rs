@@ -147,6 +147,19 @@ fn dockers_engine_gives_and_takes_the_same_image() {
     docker.ask("docker", &["create", "--name", "stopped", "it/a:1"]);
     assert_eq!(of("container:stopped"), same);
 
+    // A context of Docker's own client, where DOCKER_HOST does not say more.
+    let settings = folder.join("docker-config");
+    let context = |args: &[&str]| {
+        let mut command = Command::new("docker");
+        command.arg("context").args(args).env("DOCKER_CONFIG", &settings).env_remove("DOCKER_HOST");
+        assert!(command.output().unwrap().status.success(), "{args:?}");
+    };
+    context(&["create", "it", "--docker", &format!("host={}", docker.at())]);
+    context(&["use", "it"]);
+    let mut by_context = inspect(folder, "docker-daemon:it/a:1");
+    by_context.env("DOCKER_CONFIG", &settings).env_remove("DOCKER_HOST");
+    assert_eq!(identity(by_context), same);
+
     let bare = inspect_in(&docker, folder, "it/a:1").output().unwrap();
     let told = format!("it/a:1 found in Docker's engine ({})", docker.at());
     let said = String::from_utf8_lossy(&bare.stderr).into_owned();

@@ -8,6 +8,7 @@ mod doctor;
 mod engines;
 mod images;
 mod images_corpus;
+mod in_place;
 mod injections;
 mod kernels;
 mod layering;

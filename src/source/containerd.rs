@@ -1,0 +1,204 @@
+//! An image in containerd, by its own client `ctr`, which finds it by `CONTAINERD_ADDRESS`.
+//!
+//! The content store is a folder with `blobs/sha256`, as an OCI layout has it: where slim can read it,
+//! layers are read there and nothing is exported.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::model::Digest;
+use crate::oci::Image;
+use crate::oci::manifest::Descriptor;
+use crate::wire::Reference;
+
+use super::container::{Container, blob_name};
+use super::trust::{self, Origin};
+use super::{Access, SourceError, full_name, host_platform, layout, spool};
+
+const TRANSPORT: &str = "containerd";
+const ENGINE: &str = "containerd";
+const ADDRESS: &str = "/run/containerd/containerd.sock";
+/// Where a name is looked for first, if no namespace is given: `ctr`'s own default.
+const DEFAULT: &str = "default";
+
+/// What it is called in messages, with where it is.
+pub(super) fn place() -> String {
+    format!("{ENGINE} ({})", address().display())
+}
+
+fn address() -> PathBuf {
+    let set = std::env::var_os("CONTAINERD_ADDRESS").filter(|address| !address.is_empty());
+    set.map_or_else(|| ADDRESS.into(), PathBuf::from)
+}
+
+/// Opens `[NAMESPACE/]NAME[:TAG][@DIGEST]`.
+///
+/// A first part that is a namespace is meant as one. Else `CONTAINERD_NAMESPACE` counts, and where that
+/// is not set `default` comes first and the others follow.
+///
+/// # Errors
+/// containerd does not answer, does not have it, or the policy refuses it.
+pub(super) fn read(text: &str, access: &Access) -> Result<Image, SourceError> {
+    let (namespaces, name) = namespaces(text)?;
+    for namespace in &namespaces {
+        let Some((called, top)) = find(namespace, &name)? else { continue };
+        if let Some(tell) = access.tell.filter(|_| namespaces.len() > 1 && namespace != DEFAULT) {
+            tell(&format!("{called} is in containerd's namespace {namespace}"));
+        }
+        trust::admit(access, &origin(&called))?;
+        return open(namespace, &called, &top, access);
+    }
+    Err(SourceError::NotInEngine { engine: ENGINE, name })
+}
+
+/// The image that a container was made from, as [`read`] takes it.
+///
+/// # Errors
+/// There is no such container.
+pub(super) fn of_container(container: &str) -> Result<String, SourceError> {
+    let (namespaces, name) = namespaces(container)?;
+    for namespace in &namespaces {
+        let info = match ask(Some(namespace), &["containers", "info", &name]) {
+            Err(SourceError::Engine { why, .. }) if why.contains("not found") => continue,
+            other => other?,
+        };
+        let info: Value = serde_json::from_str(&info).unwrap_or_default();
+        if let Some(image) = info["Image"].as_str().filter(|image| !image.is_empty()) {
+            return Ok(format!("{namespace}/{image}"));
+        }
+    }
+    Err(SourceError::NotInEngine { engine: ENGINE, name })
+}
+
+/// Where to look, and for what.
+fn namespaces(text: &str) -> Result<(Vec<String>, String), SourceError> {
+    let address = address();
+    if !address.exists() {
+        let (engine, why) = (ENGINE.to_owned(), format!("there is no {}", address.display()));
+        return Err(SourceError::NoEngine { engine, why });
+    }
+    if text.is_empty() || text.starts_with('-') || text.contains(char::is_whitespace) {
+        return Err(SourceError::NotInEngine { engine: ENGINE, name: text.to_owned() });
+    }
+    let listed = ask(None, &["namespaces", "list", "--quiet"])?;
+    let all: Vec<String> = listed.lines().map(|line| line.trim().to_owned()).collect();
+    if let Some((first, rest)) = text.split_once('/')
+        && all.iter().any(|namespace| namespace == first)
+    {
+        return Ok((vec![first.to_owned()], rest.to_owned()));
+    }
+    let set = std::env::var("CONTAINERD_NAMESPACE").ok().filter(|set| !set.is_empty());
+    if let Some(set) = set {
+        return Ok((vec![set], text.to_owned()));
+    }
+    let others = all.into_iter().filter(|namespace| namespace != DEFAULT);
+    Ok((std::iter::once(DEFAULT.to_owned()).chain(others).collect(), text.to_owned()))
+}
+
+/// What containerd has under one of the names that `name` may be short for.
+fn find(namespace: &str, name: &str) -> Result<Option<(String, Descriptor)>, SourceError> {
+    let full = name.parse::<Reference>().ok().map(|reference| reference.or_latest().to_string());
+    let tagged = format!("{name}:latest");
+    let wanted: Vec<&str> =
+        std::iter::once(name).chain(full.as_deref()).chain([&*tagged]).collect();
+    let filters: Vec<String> = wanted.iter().map(|name| format!("name=={name}")).collect();
+    let mut args = vec!["images", "list"];
+    args.extend(filters.iter().map(String::as_str));
+    let table = ask(Some(namespace), &args)?;
+    // REF TYPE DIGEST …
+    let rows: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
+    let row = wanted.iter().find_map(|want| rows.iter().find(|row| row.first() == Some(want)));
+    let Some([name, kind, digest, ..]) = row.map(Vec::as_slice) else { return Ok(None) };
+    let descriptor = Descriptor {
+        media_type: (*kind).to_owned(),
+        digest: (*digest).to_owned(),
+        size: 0,
+        platform: None,
+        annotations: Default::default(),
+    };
+    Ok(Some(((*name).to_owned(), descriptor)))
+}
+
+fn open(
+    namespace: &str,
+    name: &str,
+    top: &Descriptor,
+    access: &Access,
+) -> Result<Image, SourceError> {
+    let platform = access.platform.clone().unwrap_or_else(host_platform);
+    let (plain, pin) = match name.split_once('@') {
+        Some((plain, pin)) => (plain, pin.parse::<Digest>().ok()),
+        None => (name, None),
+    };
+    let called = full_name(plain);
+    if let Some(store) = store()?.filter(|store| store.join("blobs/sha256").read_dir().is_ok()) {
+        let container = Container::open(&store)?;
+        // The table rounds sizes; the digest is checked all the same.
+        let size = container.size(&blob_name(&container.digest("manifest", top)?)).unwrap_or(0);
+        let top = Descriptor { size, ..top.clone() };
+        return layout::read_top(container, &top, called, &platform, pin);
+    }
+    tracing::info!("{name} is exported: containerd's content store cannot be read from here");
+    let file = export(namespace, name, &platform)?;
+    let path = PathBuf::from(format!("{TRANSPORT}:{namespace}/{name}"));
+    let image = layout::read(Container::of_file(file, &path)?, None, &platform, pin)?;
+    Ok(Image { name: called, ..image })
+}
+
+/// The image as an OCI archive in an unnamed file.
+fn export(namespace: &str, name: &str, platform: &str) -> Result<File, SourceError> {
+    let folder = spool::folder();
+    let error =
+        |source| SourceError::Spool { from: ENGINE.to_owned(), folder: folder.clone(), source };
+    let file = tempfile::tempfile_in(&folder).map_err(error)?;
+    let out = file.try_clone().map_err(error)?;
+    let args = ["images", "export", "--platform", platform, "-", name];
+    run(Some(namespace), &args, Stdio::from(out))?;
+    Ok(file)
+}
+
+/// The folder of the content store, as the daemon says.
+fn store() -> Result<Option<PathBuf>, SourceError> {
+    let text = ask(None, &["plugins", "list", "--detailed", "id==content"])?;
+    let mut words = text.split_whitespace().skip_while(|word| *word != "root");
+    Ok(words.nth(1).map(PathBuf::from).filter(|path: &PathBuf| Path::is_absolute(path)))
+}
+
+fn ask(namespace: Option<&str>, args: &[&str]) -> Result<String, SourceError> {
+    let out = run(namespace, args, Stdio::piped())?;
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+fn run(namespace: Option<&str>, args: &[&str], out: Stdio) -> Result<Vec<u8>, SourceError> {
+    let mut command = Command::new("ctr");
+    command.args(namespace.map(|namespace| ["--namespace", namespace]).into_iter().flatten());
+    command.args(args).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
+    let output = command.spawn().and_then(|child| child.wait_with_output());
+    let output = output.map_err(|error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound => "its client ctr is not installed".to_owned(),
+            _ => format!("ctr cannot be run: {error}"),
+        };
+        SourceError::NoEngine { engine: ENGINE.to_owned(), why }
+    })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let silent = ["connection refused", "permission denied", "deadline exceeded", "no such file"];
+    if silent.iter().any(|word| said.contains(word)) {
+        return Err(SourceError::NoEngine { engine: ENGINE.to_owned(), why: said });
+    }
+    let name = args.last().copied().unwrap_or_default().to_owned();
+    Err(SourceError::Engine { engine: ENGINE, name, why: said })
+}
+
+fn origin(name: &str) -> Origin {
+    match name.parse::<Reference>() {
+        Ok(reference) => Origin::Engine { transport: TRANSPORT, reference },
+        Err(_) => Origin::Unnamed { transport: TRANSPORT, shown: name.to_owned() },
+    }
+}
