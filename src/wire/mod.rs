@@ -39,6 +39,14 @@ pub struct Options {
     pub authfile: Option<PathBuf>,
     /// Certificates (`*.crt`, `*.cert`, `*.key`) from this folder, before those of `certs.d`.
     pub cert_dir: Option<PathBuf>,
+    /// Asked before a broken call is made again: true gives up, since somebody pressed Ctrl-C.
+    pub stop: Option<fn() -> bool>,
+}
+
+impl Options {
+    fn stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop())
+    }
 }
 
 /// Why a registry could not be used.

@@ -164,7 +164,7 @@ impl BlobReader {
     fn broke(&mut self, error: io::Error) -> io::Result<()> {
         self.body = None;
         self.breaks += 1;
-        if self.breaks > BREAKS {
+        if self.breaks > BREAKS || self.repository.options.stopped() {
             return Err(error);
         }
         debug!(%error, at = self.at, size = self.size, digest = %self.digest, "resuming");
