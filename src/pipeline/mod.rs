@@ -166,6 +166,7 @@ fn fault_exit(fault: Fault) -> u8 {
         Fault::Host => exit::HOST,
         Fault::Usage => exit::USAGE,
         Fault::Policy => exit::POLICY,
+        Fault::Interrupted => exit::INTERRUPTED,
     }
 }
 

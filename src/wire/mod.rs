@@ -76,6 +76,8 @@ pub enum WireError {
     Helper { name: String, host: String, why: String },
     #[error("{name} is blocked by {}: that file decides", path.display())]
     Blocked { name: String, path: PathBuf },
+    #[error("interrupted")]
+    Stopped,
     #[error("cannot read what is to be sent to {host}")]
     Content { host: String, source: std::io::Error },
 }
@@ -91,6 +93,8 @@ pub enum Fault {
     Usage,
     /// A file forbids it.
     Policy,
+    /// Somebody pressed Ctrl-C.
+    Interrupted,
 }
 
 impl WireError {
@@ -99,6 +103,7 @@ impl WireError {
             Self::Reach { .. } => Fault::Host,
             Self::Reference { .. } | Self::Config { .. } | Self::Helper { .. } => Fault::Usage,
             Self::Blocked { .. } => Fault::Policy,
+            Self::Stopped => Fault::Interrupted,
             _ => Fault::Image,
         }
     }
