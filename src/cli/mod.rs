@@ -7,6 +7,7 @@ mod build;
 mod doctor;
 mod exec;
 mod image_args;
+mod index;
 mod inspect;
 mod layers;
 mod load;
@@ -47,6 +48,7 @@ enum Verb {
     Build(Box<build::BuildArgs>),
     Verify(Box<verify::VerifyArgs>),
     Merge(profiles::MergeArgs),
+    Index(index::IndexArgs),
     Seccomp(profiles::SeccompArgs),
     Exec(exec::ExecArgs),
     #[command(name = exec::RUN_VERB, hide = true)]
@@ -95,6 +97,7 @@ fn dispatch(verb: Verb) -> u8 {
         Verb::Build(args) => args.run(),
         Verb::Verify(args) => args.run(),
         Verb::Merge(args) => args.run(),
+        Verb::Index(args) => args.run(),
         Verb::Seccomp(args) => args.run(),
         Verb::Exec(args) => return args.run(),
         Verb::Run(args) => return args.run(),

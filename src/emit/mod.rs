@@ -14,6 +14,7 @@ mod config;
 mod contents;
 mod edits;
 mod entry;
+mod index;
 mod layers;
 mod output;
 mod pack;
@@ -21,6 +22,7 @@ mod plan;
 
 pub use blob::Written;
 pub use edits::{Edits, Removals};
+pub use index::{Member, write_index};
 pub use pack::{Compression, Packing};
 pub use plan::{Base, Shared};
 

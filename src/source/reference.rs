@@ -40,6 +40,7 @@ const FILES: [(&str, Kind); 3] = [
 ];
 
 type Read = fn(&str, &Access) -> Result<Image, SourceError>;
+type Place = fn(&str) -> String;
 
 /// Beginnings that say where to look, and who looks there.
 const PLACES: [(&str, Read); 3] = [
@@ -49,7 +50,7 @@ const PLACES: [(&str, Read); 3] = [
 ];
 
 /// Where a bare name is looked for, in order; what each place is called, and who looks there.
-const SEARCHED: [(fn(&str) -> String, Read); 2] =
+const SEARCHED: [(Place, Read); 2] =
     [(|_| daemon::place(), daemon::read), (registry_place, registry::read)];
 
 pub(super) fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {

@@ -5,11 +5,12 @@ use crate::wire::engine::{Engine, in_path};
 
 use super::{Access, SourceError, daemon};
 
+type Place = fn() -> String;
 type Find = fn(&str) -> Result<String, SourceError>;
 type Read = fn(&str, &Access) -> Result<Image, SourceError>;
 
 /// Who is asked for the container, in order; and who opens its image then.
-const ASKED: [(fn() -> String, Find, Read); 1] = [(daemon::place, in_docker, daemon::read)];
+const ASKED: [(Place, Find, Read); 1] = [(daemon::place, in_docker, daemon::read)];
 
 /// Opens the image of the container `name`: its name or id, in Docker, else Podman, else containerd.
 ///
