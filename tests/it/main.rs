@@ -5,6 +5,7 @@ mod bpf_stack;
 mod cli;
 mod container;
 mod doctor;
+mod engines;
 mod images;
 mod images_corpus;
 mod injections;
