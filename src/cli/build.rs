@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::pipeline::{self, BuildSpec, FamilySpec, PipelineError, Reporter as _};
 
+use super::deliver_args::DeliverArgs;
 use super::image_args::{ReachArgs, need_image};
 use super::output_args::{OutputArgs, short_names};
 use super::progress::Terminal;
@@ -37,6 +38,8 @@ pub(super) struct BuildArgs {
     reach: ReachArgs,
     #[command(flatten)]
     product: OutputArgs,
+    #[command(flatten)]
+    deliver: DeliverArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Folder for the results [default: slim-out]
@@ -72,6 +75,11 @@ impl BuildArgs {
             output: self.output.unwrap_or_else(pipeline::default_output),
             keep_going: self.keep_going.unwrap_or(false),
         };
+        if spec.recipe && !self.deliver.is_nothing() {
+            return Err(PipelineError::Usage(
+                "--format dockerfile makes no image that --load or --push could take".to_owned(),
+            ));
+        }
         crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
         let built = pipeline::build(&spec, &terminal);
@@ -82,10 +90,19 @@ impl BuildArgs {
         }
         say(report::text(&built).trim_end());
         say(format_args!("  results    {}", spec.output.display()));
+        if !spec.recipe {
+            self.deliver.deliver(&spec.output, &spec.image, &spec.access.wire)?;
+        }
         Ok(pipeline::exit::OK)
     }
 
     fn run_family(self) -> Result<u8, PipelineError> {
+        if !self.deliver.is_nothing() {
+            return Err(PipelineError::Usage(
+                "--family makes several images: give each folder to `slim load` or `slim push`"
+                    .to_owned(),
+            ));
+        }
         if self.image.is_empty() {
             need_image(None, "build")?;
         }

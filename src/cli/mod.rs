@@ -4,6 +4,7 @@
 //! once, with them, and becomes an exit code ([`crate::pipeline::exit`]).
 
 mod build;
+mod deliver_args;
 mod doctor;
 mod exec;
 mod image_args;

@@ -63,7 +63,7 @@ impl PushArgs {
     }
 }
 
-fn print(receipt: &Receipt) {
+pub(super) fn print(receipt: &Receipt) {
     say(format_args!("pushed {}@{}", receipt.name, receipt.digest));
     say(format_args!(
         "  blobs: {} sent ({}), {} mounted, {} already there",

@@ -8,6 +8,7 @@ use clap::Args;
 use crate::model::Policy;
 use crate::pipeline::{self, PipelineError, Reporter as _, TraceSpec};
 
+use super::deliver_args::DeliverArgs;
 use super::image_args::ImageArgs;
 use super::output_args::OutputArgs;
 use super::progress::Terminal;
@@ -30,6 +31,8 @@ pub(super) struct TraceArgs {
     output: Option<PathBuf>,
     #[command(flatten)]
     product: OutputArgs,
+    #[command(flatten)]
+    deliver: DeliverArgs,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -79,7 +82,8 @@ impl PolicyArgs {
 }
 
 impl TraceArgs {
-    pub(super) fn run(self) -> Result<u8, PipelineError> {
+    pub(super) fn run(mut self) -> Result<u8, PipelineError> {
+        let deliver = std::mem::take(&mut self.deliver);
         let spec = self.spec()?;
         crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
@@ -92,7 +96,12 @@ impl TraceArgs {
         let text = report::text(&traced.summary);
         say(text.trim_end());
         say(format_args!("  results    {}", spec.output.display()));
-        let Some(failure) = &traced.failure else { return Ok(pipeline::exit::OK) };
+        let Some(failure) = &traced.failure else {
+            if traced.summary.output.is_some() {
+                deliver.deliver(&spec.output, &spec.image, &spec.access.wire)?;
+            }
+            return Ok(pipeline::exit::OK);
+        };
         let code = fail(failure);
         let could_go_on = matches!(
             failure,
