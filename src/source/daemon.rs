@@ -13,7 +13,7 @@ use crate::wire::engine::{Engine, EngineError, Host, in_path};
 use super::container::Container;
 use super::trust::{self, Origin};
 use super::unpacked::{self, Parts};
-use super::{Access, SourceError, docker, host_platform, overlay2, spool};
+use super::{Access, SourceError, docker, host_platform, layout, overlay2, spool};
 
 pub(super) const ENGINE: &str = "Docker's engine";
 
@@ -40,8 +40,14 @@ pub(super) fn read(name: &str, access: &Access) -> Result<Image, SourceError> {
     }
     let file = export(&engine, name, &known)?;
     let container = Container::of_file(file, Path::new(&format!("docker-daemon:{name}")))?;
-    let image = docker::read(container, None, &platform)?;
-    check(&image, name, &known)?;
+    // containerd's store keeps an image as it came: there is a manifest to read.
+    let image = if known["Descriptor"].is_object() && container.has("index.json") {
+        layout::read(container, None, &platform, None)?
+    } else {
+        let image = docker::read(container, None, &platform)?;
+        check(&image, name, &known)?;
+        image
+    };
     Ok(Image { name: called, ..image })
 }
 

@@ -88,7 +88,7 @@ fn configured() -> Result<Vec<Storage>, SourceError> {
     let root = match (&section.rootless_storage_path, &section.graphroot) {
         (path, _) if rootless && !path.is_empty() => home(path),
         // The host's file speaks of root's storage.
-        (_, path) if !path.is_empty() && !(rootless && is_hosts(file.as_deref())) => home(path),
+        (_, path) if !(path.is_empty() || rootless && is_hosts(file.as_deref())) => home(path),
         _ if rootless => data().join("containers/storage"),
         _ => "/var/lib/containers/storage".into(),
     };

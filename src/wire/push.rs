@@ -143,7 +143,7 @@ impl Repository {
                 broken => {
                     breaks += 1;
                     debug!(at, breaks, ok = broken.is_ok(), %digest, "resuming the upload");
-                    if breaks > BREAKS {
+                    if breaks > BREAKS || self.options.stopped() {
                         return Err(broken.map(|r| self.failure(r, &what)).unwrap_or_else(|e| e));
                     }
                     std::thread::sleep(std::time::Duration::from_millis(50 << breaks));
@@ -161,6 +161,8 @@ impl Repository {
         let response = self.call(&Call::new(Method::PUT, close), &Scope::Push)?;
         match response.status() {
             StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(()),
+            // Its first answer may have got lost, and then there is no upload any more to close.
+            StatusCode::NOT_FOUND if self.has_blob(digest)? => Ok(()),
             _ => Err(self.failure(response, &what)),
         }
     }

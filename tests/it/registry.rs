@@ -14,6 +14,7 @@ use crate::support::registry::{Breaking, Cut, LOGIN, Registry, drain, free_port,
 use crate::support::{Need, have, outcome, sh, slim};
 
 mod push;
+mod token;
 mod trust;
 
 const NEEDS: [Need; 4] = [
@@ -51,6 +52,17 @@ fn run(home: &Path, args: &[&str], variables: &[(&str, &str)]) -> (i32, String) 
     }
     command.args(args).env("HOME", home).envs(variables.iter().copied());
     outcome(&command.output().unwrap())
+}
+
+/// Puts an index of these entries under a tag, and returns its digest.
+fn put_index(registry: &Registry, repository: &str, tag: &str, entries: &[Value]) -> Digest {
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": entries }).to_string();
+    let file = put(&registry.dir.path().join("index.json"), &index);
+    let url = format!("http://{}/v2/{repository}/manifests/{tag}", registry.host());
+    let (kind, data) = (format!("Content-Type: {kind}"), format!("@{}", file.display()));
+    sh("curl", &["-sf", "-X", "PUT", "-H", &kind, "--data-binary", &data, &url]);
+    Digest::of(index.as_bytes())
 }
 
 fn digest_of(layout: &Path) -> String {
@@ -125,14 +137,7 @@ fn an_index_in_a_registry_is_resolved_by_platform() {
             "digest": Digest::of(raw.as_bytes()), "platform": { "os": "linux", "architecture": platform },
         }));
     }
-    let index = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries,
-    });
-    let file = put(&dir.path().join("index.json"), index.to_string());
-    let url = format!("http://{}/v2/multi/manifests/all", registry.host());
-    let kind = "Content-Type: application/vnd.oci.image.index.v1+json";
-    let data = format!("@{}", file.display());
-    sh("curl", &["-sf", "-X", "PUT", "-H", kind, "--data-binary", &data, &url]);
+    put_index(&registry, "multi", "all", &entries);
     let name = format!("docker://{}/multi:all", registry.host());
     for (at, platform) in ["linux/amd64", "linux/arm64"].into_iter().enumerate() {
         let access = Access { platform: Some(platform.into()), ..Registry::access() };
@@ -239,6 +244,8 @@ fn certificates_and_credentials_are_found_where_docker_and_podman_keep_them() {
     let (code, text) = inspect(&["--authfile", good_file], &[]);
     assert_eq!(code, 0, "{text}");
     std::fs::remove_file(own).unwrap();
+    let (code, text) = inspect(&["--plain-http", "--authfile", good_file], &[]);
+    assert!(code == 3 && text.contains("HTTPS"), "plain HTTP to TLS: {code} {text}");
     if rustix::process::geteuid().is_root() {
         for folder in ["/etc/docker/certs.d", "/etc/containers/certs.d"] {
             let folder = Path::new(folder).join(&host);
@@ -265,12 +272,19 @@ fn mirrors_come_first_and_blocked_names_never() {
         format!(
             "[[registry]]\nprefix = \"main.example/team\"\nlocation = \"127.0.0.1:{gone}/team\"\ninsecure = true\n\
              [[registry.mirror]]\nlocation = \"127.0.0.1:{gone}/empty\"\ninsecure = true\n\
-             [[registry.mirror]]\nlocation = \"{}/copies/team\"\ninsecure = true\n\
+             [[registry.mirror]]\nlocation = \"{0}/copies/team\"\ninsecure = true\n\
+             [[registry]]\nlocation = \"{0}\"\ninsecure = true\n\
              [[registry]]\nlocation = \"bad.example\"\nblocked = true\n",
             mirror.host()
         ),
     );
-    let variables = [("CONTAINERS_REGISTRIES_CONF", file.to_str().unwrap())];
+    // A proxy that is not there: what is on this machine is not asked of it.
+    let proxy = format!("http://127.0.0.1:{gone}");
+    let variables = [
+        ("CONTAINERS_REGISTRIES_CONF", file.to_str().unwrap()),
+        ("HTTP_PROXY", proxy.as_str()),
+        ("HTTPS_PROXY", proxy.as_str()),
+    ];
     let inspect = |name: &str| run(dir.path(), &["inspect", name, "--json"], &variables);
     let (code, text) = inspect("docker://main.example/team/app:1");
     assert_eq!(code, 0, "{text}");
@@ -282,6 +296,10 @@ fn mirrors_come_first_and_blocked_names_never() {
     assert_eq!(code, 4, "the registry itself, which is asked last, is not there: {text}");
     let (code, text) = inspect("docker://bad.example/app:1");
     assert!(code == 9 && text.contains("registries.conf"), "{code} {text}");
+    // For a push only `insecure` counts.
+    let target = format!("{}/pushed:1", mirror.host());
+    let (code, text) = run(dir.path(), &["push", layout.to_str().unwrap(), &target], &variables);
+    assert_eq!(code, 0, "{text}");
 }
 
 #[test]
@@ -309,6 +327,21 @@ fn layers_come_once_and_go_on_where_the_connection_broke() {
     }
     // The configuration, two layers, and the two continuations: nothing twice.
     assert_eq!(registry.requests("GET /v2/app/blobs/") - before, 5);
+}
+
+#[test]
+fn a_registry_that_goes_away_is_no_fault_of_the_image() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::plain();
+    let dir = tempfile::tempdir().unwrap();
+    registry.fill(&oci(&small(dir.path(), "a")), "app:1");
+    let name = format!("docker://{}/app:1", registry.host());
+    let image = slim::source::open(&name, &Registry::access()).unwrap();
+    drop(registry);
+    let error = slim::pipeline::PipelineError::from(index(&image).err().unwrap());
+    assert_eq!(error.exit(), slim::pipeline::exit::HOST, "{error}");
 }
 
 #[test]
