@@ -54,6 +54,7 @@ impl WireArgs {
             plain_http: self.plain_http.unwrap_or(false),
             authfile: self.authfile.clone(),
             cert_dir: self.cert_dir.clone(),
+            stop: Some(crate::runtime::interrupted),
         }
     }
 }

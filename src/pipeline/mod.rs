@@ -169,6 +169,7 @@ fn fault_exit(fault: Fault) -> u8 {
         Fault::Host => exit::HOST,
         Fault::Usage => exit::USAGE,
         Fault::Policy => exit::POLICY,
+        Fault::Interrupted => exit::INTERRUPTED,
     }
 }
 

@@ -66,6 +66,9 @@ impl SinkError {
     /// Whose fault it is: a registry that refuses is no fault of the image.
     pub fn fault(&self) -> Fault {
         match self {
+            Self::Wire { source, .. } if matches!(**source, WireError::Content { .. }) => {
+                Fault::Image
+            }
             Self::Wire { source, .. } if source.fault() == Fault::Image => Fault::Host,
             Self::Wire { source, .. } => source.fault(),
             Self::Pinned { .. } => Fault::Usage,

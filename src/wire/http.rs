@@ -11,9 +11,9 @@ use ureq::{Agent, Body, Proxy, SendBody};
 use super::{Options, WireError, tls};
 
 /// Registries hash what was uploaded before they answer.
-const ANSWER: Duration = Duration::from_secs(300);
-/// Longer than this no byte may take.
-const PER_READ: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(120);
+/// Longer than this no byte may take; then the connection counts as broken.
+const PER_READ: Duration = Duration::from_secs(20);
 const CONNECT: Duration = Duration::from_secs(20);
 
 /// What goes up with a call; a stream is opened anew for each try.

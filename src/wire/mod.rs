@@ -39,6 +39,14 @@ pub struct Options {
     pub authfile: Option<PathBuf>,
     /// Certificates (`*.crt`, `*.cert`, `*.key`) from this folder, before those of `certs.d`.
     pub cert_dir: Option<PathBuf>,
+    /// Asked before a broken call is made again: true gives up, since somebody pressed Ctrl-C.
+    pub stop: Option<fn() -> bool>,
+}
+
+impl Options {
+    fn stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop())
+    }
 }
 
 /// Why a registry could not be used.
@@ -68,6 +76,8 @@ pub enum WireError {
     Helper { name: String, host: String, why: String },
     #[error("{name} is blocked by {}: that file decides", path.display())]
     Blocked { name: String, path: PathBuf },
+    #[error("interrupted")]
+    Stopped,
     #[error("cannot read what is to be sent to {host}")]
     Content { host: String, source: std::io::Error },
 }
@@ -83,6 +93,8 @@ pub enum Fault {
     Usage,
     /// A file forbids it.
     Policy,
+    /// Somebody pressed Ctrl-C.
+    Interrupted,
 }
 
 impl WireError {
@@ -91,6 +103,7 @@ impl WireError {
             Self::Reach { .. } => Fault::Host,
             Self::Reference { .. } | Self::Config { .. } | Self::Helper { .. } => Fault::Usage,
             Self::Blocked { .. } => Fault::Policy,
+            Self::Stopped => Fault::Interrupted,
             _ => Fault::Image,
         }
     }

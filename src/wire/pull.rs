@@ -2,6 +2,8 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
 use tracing::debug;
 use ureq::BodyReader;
@@ -17,6 +19,11 @@ use super::repository::{Repository, Scope};
 const MAX_MANIFEST: u64 = 16 << 20;
 /// Broken connections in a row, without a byte between them, before a stream gives up.
 const BREAKS: u32 = 5;
+/// Bytes read at once, and how many such pieces are read ahead.
+const CHUNK: usize = 128 << 10;
+const AHEAD: usize = 16;
+/// How often a waiting reader looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A manifest or index.
 #[derive(Debug, Clone)]
@@ -108,7 +115,7 @@ impl Repository {
     /// # Errors
     /// The registry lacks it or cannot be reached. Later failures come as errors of the reader.
     pub fn blob(self: &Arc<Self>, digest: &Digest, size: u64) -> Result<BlobReader, WireError> {
-        let mut reader = BlobReader {
+        let mut stream = Stream {
             repository: Arc::clone(self),
             digest: *digest,
             size,
@@ -116,13 +123,44 @@ impl Repository {
             body: None,
             breaks: 0,
         };
-        reader.connect()?;
-        Ok(reader)
+        stream.connect()?;
+        let (sender, chunks) = sync_channel(AHEAD);
+        std::thread::spawn(move || stream.pump(&sender));
+        let (chunk, stop) = (Vec::new(), self.options.stop);
+        Ok(BlobReader { chunks, chunk, at: 0, stop })
     }
 }
 
-/// A blob on its way from the registry.
+/// A blob on its way from the registry, read ahead by a thread of its own: so a network that stands
+/// still keeps nobody from stopping.
 pub struct BlobReader {
+    chunks: Receiver<io::Result<Vec<u8>>>,
+    chunk: Vec<u8>,
+    at: usize,
+    stop: Option<fn() -> bool>,
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.chunk.len() {
+            match self.chunks.recv_timeout(LOOK) {
+                Ok(chunk) => (self.chunk, self.at) = (chunk?, 0),
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+                Err(RecvTimeoutError::Timeout) if self.stop.is_some_and(|stop| stop()) => {
+                    return Err(io::Error::other(WireError::Stopped));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        let n = buf.len().min(self.chunk.len() - self.at);
+        buf[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// The connection behind a blob, and the next ones when it breaks.
+struct Stream {
     repository: Arc<Repository>,
     digest: Digest,
     size: u64,
@@ -131,7 +169,27 @@ pub struct BlobReader {
     breaks: u32,
 }
 
-impl BlobReader {
+impl Stream {
+    /// Sends all of the blob, until it ends, fails, or nobody reads any more.
+    fn pump(mut self, out: &SyncSender<io::Result<Vec<u8>>>) {
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            let read = self.read(&mut chunk);
+            let ended = !matches!(read, Ok(n) if n > 0);
+            let sent = match read {
+                Ok(0) => return,
+                Ok(n) => {
+                    chunk.truncate(n);
+                    out.send(Ok(chunk))
+                }
+                Err(error) => out.send(Err(error)),
+            };
+            if ended || sent.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Asks for what is still missing.
     fn connect(&mut self) -> Result<(), WireError> {
         let repository = &self.repository;
@@ -150,13 +208,14 @@ impl BlobReader {
             }
             _ => return Err(repository.failure(response, &what)),
         };
-        let limit = (self.size + 1).saturating_sub(self.at - skip);
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        // A registry that knows no ranges begins anew.
         let skipped = io::copy(&mut (&mut body).take(skip), &mut io::sink());
-        if skip > 0 {
-            debug!(skip, ?skipped, "the registry knows no ranges");
-        }
-        self.body = (limit > 0).then_some(body);
+        let short = skipped.and_then(|n| if n == skip { Ok(()) } else { Err(early()) });
+        short.map_err(|error| {
+            super::http::reach(&repository.host, &call.url, ureq::Error::Io(error))
+        })?;
+        self.body = Some(body);
         Ok(())
     }
 
@@ -164,13 +223,17 @@ impl BlobReader {
     fn broke(&mut self, error: io::Error) -> io::Result<()> {
         self.body = None;
         self.breaks += 1;
-        if self.breaks > BREAKS {
+        if self.breaks > BREAKS || self.repository.options.stopped() {
             return Err(error);
         }
         debug!(%error, at = self.at, size = self.size, digest = %self.digest, "resuming");
-        std::thread::sleep(std::time::Duration::from_millis(50 << self.breaks));
+        std::thread::sleep(Duration::from_millis(50 << self.breaks));
         Ok(())
     }
+}
+
+fn early() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the registry ended the blob early")
 }
 
 fn starts_at(response: &ureq::http::Response<ureq::Body>, at: u64) -> bool {
@@ -178,7 +241,7 @@ fn starts_at(response: &ureq::http::Response<ureq::Body>, at: u64) -> bool {
     range.strip_prefix("bytes ").and_then(|r| r.split('-').next()) == Some(at.to_string().as_str())
 }
 
-impl Read for BlobReader {
+impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = (self.size + 1).saturating_sub(self.at);
         let max = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -199,8 +262,7 @@ impl Read for BlobReader {
             let Some(body) = self.body.as_mut() else { return Ok(0) };
             match body.read(&mut buf[..max]) {
                 Ok(0) if self.at < self.size => {
-                    let early = "the registry ended the blob early";
-                    self.broke(io::Error::new(io::ErrorKind::UnexpectedEof, early))?;
+                    self.broke(early())?;
                 }
                 Ok(n) => {
                     self.at += n as u64;

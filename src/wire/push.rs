@@ -143,7 +143,7 @@ impl Repository {
                 broken => {
                     breaks += 1;
                     debug!(at, breaks, ok = broken.is_ok(), %digest, "resuming the upload");
-                    if breaks > BREAKS {
+                    if breaks > BREAKS || self.options.stopped() {
                         return Err(broken.map(|r| self.failure(r, &what)).unwrap_or_else(|e| e));
                     }
                     std::thread::sleep(std::time::Duration::from_millis(50 << breaks));

@@ -24,6 +24,7 @@ pub struct Repository {
     base: String,
     agent: Agent,
     credentials: Option<Credentials>,
+    pub(super) options: Options,
     /// Authorization by scope, as far as registries asked for it.
     tokens: Mutex<HashMap<String, String>>,
     /// Held while a token is asked for: the others wait for it and take the same.
@@ -82,7 +83,8 @@ impl Repository {
         debug!(%base, repository = %location.repository, ?credentials, "registry");
         let (tokens, asking) = (Mutex::default(), Mutex::default());
         let name = location.repository.clone();
-        Ok(Self { host, name, base, agent, credentials, tokens, asking })
+        let options = options.clone();
+        Ok(Self { host, name, base, agent, credentials, options, tokens, asking })
     }
 
     /// `host/repository`.
@@ -144,7 +146,7 @@ impl Repository {
                 .map_err(|source| WireError::Content { host: self.host.clone(), source })?;
             let response = match sent {
                 Ok(response) => response,
-                Err(error) if tried < tries && passing(&error) => {
+                Err(error) if tried < tries && passing(&error) && !self.options.stopped() => {
                     debug!(%error, url = %call.url, "again");
                     pause(tried, None);
                     continue;

@@ -54,6 +54,17 @@ fn run(home: &Path, args: &[&str], variables: &[(&str, &str)]) -> (i32, String) 
     outcome(&command.output().unwrap())
 }
 
+/// Puts an index of these entries under a tag, and returns its digest.
+fn put_index(registry: &Registry, repository: &str, tag: &str, entries: &[Value]) -> Digest {
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": entries }).to_string();
+    let file = put(&registry.dir.path().join("index.json"), &index);
+    let url = format!("http://{}/v2/{repository}/manifests/{tag}", registry.host());
+    let (kind, data) = (format!("Content-Type: {kind}"), format!("@{}", file.display()));
+    sh("curl", &["-sf", "-X", "PUT", "-H", &kind, "--data-binary", &data, &url]);
+    Digest::of(index.as_bytes())
+}
+
 fn digest_of(layout: &Path) -> String {
     let index: Value =
         serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
@@ -126,14 +137,7 @@ fn an_index_in_a_registry_is_resolved_by_platform() {
             "digest": Digest::of(raw.as_bytes()), "platform": { "os": "linux", "architecture": platform },
         }));
     }
-    let index = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries,
-    });
-    let file = put(&dir.path().join("index.json"), index.to_string());
-    let url = format!("http://{}/v2/multi/manifests/all", registry.host());
-    let kind = "Content-Type: application/vnd.oci.image.index.v1+json";
-    let data = format!("@{}", file.display());
-    sh("curl", &["-sf", "-X", "PUT", "-H", kind, "--data-binary", &data, &url]);
+    put_index(&registry, "multi", "all", &entries);
     let name = format!("docker://{}/multi:all", registry.host());
     for (at, platform) in ["linux/amd64", "linux/arm64"].into_iter().enumerate() {
         let access = Access { platform: Some(platform.into()), ..Registry::access() };

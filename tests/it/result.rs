@@ -12,7 +12,7 @@ use slim::rootfs::{Store, index};
 use slim::source::Access;
 
 use crate::images::{assert_same_tree, keep_all, on_disk};
-use crate::support::image::{ImageFixture, LayerFixture, Packed};
+use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::{Need, have, json, outcome, sh, slim};
 
 fn path(text: &str) -> RootPath {
@@ -567,4 +567,62 @@ fn results_of_several_platforms_become_one_image() {
     }
     let (code, text) = run(&["a", "c", "-o", "out2"]);
     assert!(code == 2 && text.contains("linux/amd64"), "{code} {text}");
+}
+
+#[test]
+fn a_recipe_makes_the_same_image_in_another_builder() {
+    if !have(&[Need::Root, Need::Program("buildah"), Need::Program("skopeo")]) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let setuid = Attr { mode: 0o4755, ..Attr::default() };
+    let link = Attr { mode: 0o777, ..Attr::default() };
+    let owned = Attr { mode: 0o640, uid: 1000, gid: 7, mtime: 1_500_000_000 };
+    let layers = [
+        layer()
+            .dir("a")
+            .file("a/plain", "1")
+            .raw(b'0', b"a/owned", b"", b"2", &owned)
+            .raw(b'0', b"a/su", b"", b"3", &setuid)
+            .dir("a/b")
+            .file("a/b/deep", "4")
+            .dir("empty"),
+        layer()
+            .file("x", "5")
+            .link("y", "x")
+            .raw(b'2', b"to", b"a/plain", b"", &link)
+            .fifo("pipe")
+            .file("$HOME [*]", "6"),
+        layer().file("left out", "7").file("root file", "8"),
+    ];
+    let config = json!({ "Cmd": ["/a/plain", "$x"], "Env": ["PATH=/bin", "A=$b \"c\""], "User": "7", "WorkingDir": "/a" });
+    let fixture = layers.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+    let layout = fixture.config(config).tag("shop/web:1").write(dir.path());
+    let text = |output: Output| {
+        let (code, text) = outcome(&output);
+        assert_eq!(code, 0, "{text}");
+    };
+    let wish = ["--drop", "/left*"];
+    text(build(dir.path(), &[&wish[..], &["--format", "dockerfile"]].concat()));
+    let list = std::fs::read_to_string(dir.path().join("out/keep.list")).unwrap();
+    assert!(list.lines().any(|line| line == "/a/b/deep") && !list.contains("left"), "{list}");
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    let (root, run_root, recipe) = (place("store"), place("run"), place("recipe"));
+    let buildah = |args: &[&str]| {
+        let common = ["--root", &root, "--runroot", &run_root, "--storage-driver", "vfs"];
+        sh("buildah", &[&common[..], args].concat())
+    };
+    let stored = format!("containers-storage:[vfs@{root}+{run_root}]localhost/shop/web:1");
+    sh("skopeo", &["copy", "-q", &format!("oci:{}", layout.display()), &stored]);
+    let args =
+        ["bud", "-q", "--layers=false", "--isolation", "chroot", "-t", "made", &place("out")];
+    buildah(&args);
+    buildah(&["push", "-q", "made", &format!("oci:{recipe}")]);
+    text(build(dir.path(), &wish));
+    let ours = open(&dir.path().join("out/image.tar"));
+    let theirs = open(Path::new(&recipe));
+    assert_same_tree(&index(&theirs).unwrap(), &index(&ours).unwrap(), "buildah");
+    for key in ["Cmd", "Env", "User", "WorkingDir"] {
+        assert_eq!(theirs.config.0["config"][key], ours.config.0["config"][key], "{key}");
+    }
 }

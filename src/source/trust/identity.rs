@@ -53,7 +53,13 @@ impl Identity {
                 repo_digest_or_exact(&remapped(own()?, prefix, signed_prefix)?, &claimed)
             }
         };
-        if fits { Ok(()) } else { Err(format!("it is for {claimed}, another name")) }
+        if fits {
+            return Ok(());
+        }
+        let bare = claimed.tag.is_none() && claimed.digest.is_none();
+        let cosign =
+            if bare { " (cosign signs repositories: matchRepository takes that)" } else { "" };
+        Err(format!("it is for {claimed}, another name{cosign}"))
     }
 }
 

@@ -156,7 +156,7 @@ fn an_upload_goes_on_where_the_connection_broke() {
     }
     let registry = Registry::plain();
     let dir = tempfile::tempdir().unwrap();
-    let size = 40 << 20;
+    let size = 20 << 20;
     let layout = large(dir.path(), size);
     // Between parts the registry knows where it is; within one Debian's gives up the upload, and the
     // blob (no other) is begun anew. Twice: both have to arrive whole.

@@ -176,6 +176,32 @@ fn a_signature_is_for_the_name_that_was_asked_for() {
 }
 
 #[test]
+fn a_signature_of_the_index_counts_for_what_it_lists() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::plain();
+    let dir = tempfile::tempdir().unwrap();
+    let layout = small(dir.path(), "a");
+    let host = registry.host();
+    registry.fill(&oci(&layout), "app:amd64");
+    let bytes = std::fs::read(layout.join("index.json")).unwrap();
+    let entry = serde_json::from_slice::<Value>(&bytes).unwrap()["manifests"][0].take();
+    let index = put_index(&registry, "app", "all", &[entry]).to_string();
+    let ours = key(dir.path(), "ours");
+    let rule = json!({ "type": "sigstoreSigned", "keyPath": ours });
+    let file = policy(dir.path(), "p.json", &json!({ "type": "reject" }), json!({ &host: [rule] }));
+    let name = format!("docker://{host}/app:all");
+    assert_eq!(look(dir.path(), &name, &file).0, 9, "unsigned");
+    sign(dir.path(), &ours, &repository(&registry, "app"), &index, &format!("{host}/app:all"));
+    let (code, text) = look(dir.path(), &name, &file);
+    assert_eq!(code, 0, "{text}");
+    // Reached by another tag the manifest alone is what is asked for, and that nobody signed.
+    let (code, text) = look(dir.path(), &format!("docker://{host}/app:amd64"), &file);
+    assert_eq!(code, 9, "{text}");
+}
+
+#[test]
 fn a_refused_image_is_refused_before_a_layer_is_read() {
     if !have(&NEEDS) {
         return;

@@ -249,7 +249,7 @@ impl Wire {
     }
 }
 
-/// Bytes that do not compress.
+/// Bytes that do not compress: 64 KiB of noise, and again with a number added.
 pub fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
@@ -258,7 +258,17 @@ pub fn noise(len: usize) -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
+    let block: Vec<u64> = (0..8192).map(|_| next()).collect();
+    let mut bytes = Vec::with_capacity(len + (64 << 10));
+    for round in 0u64.. {
+        if bytes.len() >= len {
+            break;
+        }
+        let factor = round * 2 + 1;
+        bytes.extend(block.iter().flat_map(|word| word.wrapping_mul(factor).to_le_bytes()));
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 /// Writes a file, its folder too.
