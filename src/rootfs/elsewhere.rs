@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::model::{Node, NodeKind, RootPath};
 use crate::oci::apply::{Applied, Stack};
-use crate::oci::layer::{Entry, EntryKind, LayerStream, Meta};
+use crate::oci::layer::{Entry, EntryKind, LayerStream};
 use crate::oci::{Image, layer};
 
 use super::lines::Lines;
@@ -35,10 +35,9 @@ pub(super) fn index(
     let mut stream = layer::open(image, at).map_err(|e| Err(e.into()))?;
     let mut lines = Lines::create(list).map_err(unwritten)?;
     let mut above = BTreeSet::new();
-    let mut top = Meta::implied();
     let mut entries = 0;
     while let Some(mut entry) = stream.next_entry().map_err(|e| Err(e.into()))? {
-        root.check(stack, &mut entry, &mut stream, &mut above, &mut top)?;
+        root.check(stack, &mut entry, &mut stream, &mut above)?;
         lines.put(&entry).map_err(unwritten)?;
         entries += 1;
         progress(stream.bytes_read());
@@ -53,10 +52,6 @@ pub(super) fn index(
     }
     for path in &above {
         root.compare(path, stack).map_err(Ok)?;
-    }
-    let stat = root.stat(&RootPath::root()).map_err(|errno| Ok(format!("/: {errno}")))?;
-    if (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) != (top.mode, top.uid, top.gid) {
-        return Err(Ok("its root is another one".into()));
     }
     Ok(entries)
 }
@@ -78,7 +73,6 @@ impl Root {
         entry: &mut Entry,
         stream: &mut LayerStream,
         above: &mut BTreeSet<RootPath>,
-        top: &mut Meta,
     ) -> Result<(), Result<String, RootfsError>> {
         let is_order = |name: &String| {
             name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.")
@@ -91,10 +85,8 @@ impl Root {
         let applied = stack.apply(entry).map_err(|e| Err(e.into()))?;
         content::read(stream, entry, |_| Ok(())).map_err(Err)?;
         let path = match &applied {
-            Applied::Root => {
-                *top = entry.meta.clone();
-                return Ok(());
-            }
+            // Of a lower directory's own root nothing shows: above it lies the upper directory's.
+            Applied::Root => return Ok(()),
             Applied::Cut => return self.cut(entry).map_err(Ok),
             Applied::Dir(path) | Applied::New { path, .. } | Applied::Link { path, .. } => path,
         };

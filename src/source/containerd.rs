@@ -36,22 +36,22 @@ fn address() -> PathBuf {
 
 /// Opens `[NAMESPACE/]NAME[:TAG][@DIGEST]`.
 ///
-/// A first part that is a namespace is meant as one. Else `CONTAINERD_NAMESPACE` counts, and where that
-/// is not set `default` comes first and the others follow.
+/// A first part that is a namespace is meant as one, if the image is there. Else `CONTAINERD_NAMESPACE`
+/// counts, and where that is not set `default` comes first and the others follow.
 ///
 /// # Errors
 /// containerd does not answer, does not have it, or the policy refuses it.
 pub(super) fn read(text: &str, access: &Access) -> Result<Image, SourceError> {
-    let (namespaces, name) = namespaces(text)?;
-    for namespace in &namespaces {
-        let Some((called, top)) = find(namespace, &name)? else { continue };
-        if let Some(tell) = access.tell.filter(|_| namespaces.len() > 1 && namespace != DEFAULT) {
+    let places = places(text)?;
+    for (namespace, name) in &places {
+        let Some((called, top)) = find(namespace, name)? else { continue };
+        if let Some(tell) = access.tell.filter(|_| name == text && namespace != DEFAULT) {
             tell(&format!("{called} is in containerd's namespace {namespace}"));
         }
         trust::admit(access, &origin(&called))?;
         return open(namespace, &called, &top, access);
     }
-    Err(SourceError::NotInEngine { engine: ENGINE, name })
+    Err(SourceError::NotInEngine { engine: ENGINE, name: text.to_owned() })
 }
 
 /// The image that a container was made from, as [`read`] takes it.
@@ -59,9 +59,8 @@ pub(super) fn read(text: &str, access: &Access) -> Result<Image, SourceError> {
 /// # Errors
 /// There is no such container.
 pub(super) fn of_container(container: &str) -> Result<String, SourceError> {
-    let (namespaces, name) = namespaces(container)?;
-    for namespace in &namespaces {
-        let info = match ask(Some(namespace), &["containers", "info", &name]) {
+    for (namespace, name) in &places(container)? {
+        let info = match ask(Some(namespace), &["containers", "info", name]) {
             Err(SourceError::Engine { why, .. }) if why.contains("not found") => continue,
             other => other?,
         };
@@ -70,11 +69,12 @@ pub(super) fn of_container(container: &str) -> Result<String, SourceError> {
             return Ok(format!("{namespace}/{image}"));
         }
     }
-    Err(SourceError::NotInEngine { engine: ENGINE, name })
+    Err(SourceError::NotInEngine { engine: ENGINE, name: container.to_owned() })
 }
 
-/// Where to look, and for what.
-fn namespaces(text: &str) -> Result<(Vec<String>, String), SourceError> {
+/// Namespaces to look in, each with what to look for there. A name may well begin like a namespace:
+/// Docker has one called `moby`, and there are images called `moby/buildkit`.
+fn places(text: &str) -> Result<Vec<(String, String)>, SourceError> {
     let address = address();
     if !address.exists() {
         let (engine, why) = (ENGINE.to_owned(), format!("there is no {}", address.display()));
@@ -85,17 +85,18 @@ fn namespaces(text: &str) -> Result<(Vec<String>, String), SourceError> {
     }
     let listed = ask(None, &["namespaces", "list", "--quiet"])?;
     let all: Vec<String> = listed.lines().map(|line| line.trim().to_owned()).collect();
-    if let Some((first, rest)) = text.split_once('/')
-        && all.iter().any(|namespace| namespace == first)
-    {
-        return Ok((vec![first.to_owned()], rest.to_owned()));
-    }
+    let said = text.split_once('/').filter(|(first, _)| all.iter().any(|one| one == first));
+    let said = said.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
     let set = std::env::var("CONTAINERD_NAMESPACE").ok().filter(|set| !set.is_empty());
-    if let Some(set) = set {
-        return Ok((vec![set], text.to_owned()));
-    }
-    let others = all.into_iter().filter(|namespace| namespace != DEFAULT);
-    Ok((std::iter::once(DEFAULT.to_owned()).chain(others).collect(), text.to_owned()))
+    let searched = set.map_or_else(
+        || {
+            let others = all.iter().filter(|namespace| *namespace != DEFAULT).cloned();
+            std::iter::once(DEFAULT.to_owned()).chain(others).collect()
+        },
+        |set| vec![set],
+    );
+    let whole = searched.into_iter().map(|namespace| (namespace, text.to_owned()));
+    Ok(said.into_iter().chain(whole).collect())
 }
 
 /// What containerd has under one of the names that `name` may be short for.
