@@ -105,8 +105,11 @@ impl Writer {
                     rustix::fs::fsetxattr(&dir, self.limits.opaque(), b"y", XattrFlags::empty())
                         .map_err(|e| self.error("mark as opaque", path, e))?;
                 }
-                // A whiteout below something that is gone altogether would bring it back.
-                None if parent_is_dir => self.whiteout(path)?,
+                // A whiteout below something that is gone altogether would bring it back, and in an
+                // opaque folder the kernel would list it.
+                None if parent_is_dir && !path.ancestors().any(|p| stack.cut().contains(&p)) => {
+                    self.whiteout(path)?;
+                }
                 _ => {}
             }
         }

@@ -4,6 +4,7 @@ mod backends;
 mod cli;
 mod container;
 mod doctor;
+mod fidelity;
 mod images;
 mod images_corpus;
 mod injections;
