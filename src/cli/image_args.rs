@@ -10,7 +10,10 @@ use crate::source::Access;
 /// Which image, and how to reach it.
 #[derive(Args, Debug)]
 pub(super) struct ImageArgs {
-    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, docker://NAME or a path
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, - (an archive on standard
+    /// input), docker-daemon:NAME, containers-storage:NAME, containerd:[NAMESPACE/]NAME,
+    /// docker://NAME, container:NAME (what that container was made from) or a path; a bare name that is
+    /// no path is looked for in Docker, Podman, containerd and its registry, in this order
     #[arg(long)]
     image: Option<String>,
     #[command(flatten)]
@@ -61,6 +64,7 @@ impl ReachArgs {
             platform: self.platform.clone(),
             wire: self.wire.options(),
             policy: self.policy.clone(),
+            tell: Some(super::progress::note_once),
         }
     }
 }

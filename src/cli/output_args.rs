@@ -34,9 +34,18 @@ pub(super) struct OutputArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum FormatArg {
+pub(super) enum FormatArg {
     Archive,
     Layout,
+}
+
+impl FormatArg {
+    pub(super) fn format(given: Option<Self>) -> ImageFormat {
+        match given {
+            None | Some(Self::Archive) => ImageFormat::Archive,
+            Some(Self::Layout) => ImageFormat::Layout,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -128,10 +137,7 @@ impl OutputArgs {
         let threads = self.threads.map_or(usual.threads, usize::from);
         Ok(ProductSpec {
             tags: self.tag,
-            format: match self.format {
-                None | Some(FormatArg::Archive) => ImageFormat::Archive,
-                Some(FormatArg::Layout) => ImageFormat::Layout,
-            },
+            format: FormatArg::format(self.format),
             packing: Packing { compression, level: self.level, threads },
             keep_base: self.keep_base,
             edits: self.edits.edits()?,

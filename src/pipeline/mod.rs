@@ -8,6 +8,8 @@ mod doctor;
 mod family;
 mod host;
 mod image;
+mod index;
+mod load;
 mod play;
 mod product;
 mod push;
@@ -35,6 +37,8 @@ pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text}
 pub use doctor::{Check, doctor};
 pub use family::{Family, FamilySpec, build_family};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
+pub use index::{IndexSpec, Joined, index};
+pub use load::{LoadSpec, Loaded, load};
 pub use product::ProductSpec;
 pub use push::{PushSpec, push};
 pub use results::write_whole;

@@ -186,9 +186,7 @@ impl Summary {
 
     /// Adds what the keep-set and the allowlist say.
     pub fn decided(&mut self, tree: &Tree, keep: &KeepSet, allowlist: &Allowlist) {
-        let mut slim = tree.clone();
-        slim.nodes.retain(|path, _| keep.paths.contains_key(path));
-        let (files, bytes) = slim.totals();
+        let (files, bytes) = tree.totals_of(|path| keep.paths.contains_key(path));
         (self.files.after, self.bytes.after) = (files, bytes);
         self.kept_by_reason = keep.by_reason();
         self.syscalls.allowed = allowlist.why.len() as u64;

@@ -4,11 +4,12 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::model::Digest;
-use crate::oci::manifest::{Descriptor, Index};
+use crate::oci::manifest::{CONTAINERD_NAME, Descriptor, DockerItem, Index, REF_NAME};
 use crate::wire::Content;
 
 use super::container::{Container, blob_name};
-use super::{Kind, SourceError, split_tag, split_transport};
+use super::reference::{Kind, split_tag, split_transport};
+use super::{SourceError, full_name};
 
 /// A layout in a folder or a tar, and the image of it that is meant.
 pub struct Stored {
@@ -32,6 +33,24 @@ pub fn stored(reference: &str) -> Result<Stored, SourceError> {
     let index: Index = container.json("index.json", &container.read("index.json")?)?;
     let top = super::layout::only(&container, &index, tag)?.clone();
     Ok(Stored { container, top })
+}
+
+impl Stored {
+    /// What the image file calls its images, the first name first.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let listed = self.container.read("manifest.json").ok();
+        let items: Vec<DockerItem> =
+            listed.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let tags: Vec<String> =
+            items.into_iter().filter_map(|item| item.repo_tags).flatten().collect();
+        if !tags.is_empty() {
+            return tags;
+        }
+        let annotations = &self.top.annotations;
+        let own = [CONTAINERD_NAME, REF_NAME].into_iter().filter_map(|key| annotations.get(key));
+        own.filter_map(|name| full_name(name)).take(1).collect()
+    }
 }
 
 impl Content for Stored {

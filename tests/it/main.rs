@@ -1,6 +1,7 @@
 //! One test binary, one file per capability.
 
 mod backends;
+mod bpf_stack;
 mod cli;
 mod container;
 mod doctor;
