@@ -5,7 +5,7 @@ mod bpf_stack;
 mod cli;
 mod container;
 mod doctor;
-mod fidelity;
+mod drawn;
 mod images;
 mod images_corpus;
 mod injections;

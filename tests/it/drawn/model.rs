@@ -133,6 +133,9 @@ impl Turn {
             return Err(Unclear);
         }
         match &entry.kind {
+            Kind::Link(target) if tame && !self.model.nodes.contains_key(target) => {
+                return Err(Unclear);
+            }
             Kind::Link(target) => self.link(&path, target)?,
             Kind::Dir => {
                 let was = self.model.nodes.get(&path);

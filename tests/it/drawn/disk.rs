@@ -16,12 +16,10 @@ use super::recipe::{Kind, Meta};
 pub struct Lenient {
     /// Folders that no layer describes have what mode they like.
     pub implied: bool,
-    /// Whole seconds only.
-    pub seconds: bool,
-    /// No attributes, or not all.
-    pub attributes: bool,
-    /// Times of symlinks.
-    pub link_times: bool,
+    /// Folders have the time when something in them changed last.
+    pub folder_times: bool,
+    /// Folders that come twice may have attributes of both, and setgid of the one above.
+    pub folder_attributes: bool,
 }
 
 /// Compares a folder, the root's own metadata included if the layers have any.
@@ -34,8 +32,15 @@ pub fn same(root: &Path, model: &Model, lenient: Lenient) -> Result<(), String> 
         found.insert(path, look(entry.path()).map_err(|e| format!("{below:?}: {e}"))?);
     }
     if let Some(meta) = &model.root {
-        let (_, got, _) = look(root).map_err(|e| e.to_string())?;
-        same_meta(&got, meta, lenient).map_err(|why| format!("the root: {why}"))?;
+        let (_, mut got, _) = look(root).map_err(|e| e.to_string())?;
+        if lenient.folder_times {
+            got.mtime = meta.mtime;
+        }
+        if lenient.folder_attributes {
+            got.xattrs = meta.xattrs.clone();
+            got.mode |= meta.mode & 0o2000;
+        }
+        same_meta(&got, meta).map_err(|why| format!("the root: {why}"))?;
     }
     let mut inodes: HashMap<u64, u64> = HashMap::new();
     for (path, want) in &model.nodes {
@@ -45,19 +50,18 @@ pub fn same(root: &Path, model: &Model, lenient: Lenient) -> Result<(), String> 
             return Err(format!("{shown} is {}, not {}", short(&kind), short(&want.kind)));
         }
         let mut want_meta = want.meta.clone();
-        if want.implied {
+        if want.implied || (lenient.folder_times && kind == Kind::Dir) {
             want_meta.mtime = meta.mtime;
         }
+        if lenient.folder_attributes && kind == Kind::Dir {
+            want_meta.xattrs = meta.xattrs.clone();
+            want_meta.mode |= meta.mode & 0o2000;
+        }
         if !(want.implied && lenient.implied) {
-            let mut lenient = lenient;
             if matches!(kind, Kind::Symlink(_)) {
-                lenient.seconds = false;
                 want_meta.mode = meta.mode;
-                if lenient.link_times {
-                    want_meta.mtime = meta.mtime;
-                }
             }
-            same_meta(&meta, &want_meta, lenient).map_err(|why| format!("{shown}: {why}"))?;
+            same_meta(&meta, &want_meta).map_err(|why| format!("{shown}: {why}"))?;
         }
         if kind != Kind::Dir && *inodes.entry(want.inode).or_insert(inode) != inode {
             return Err(format!("{shown} is no name of its inode any more"));
@@ -80,7 +84,7 @@ pub fn same_tree(tree: &Tree, model: &Model) -> Result<(), String> {
         if want.implied {
             meta.mtime = want.meta.mtime;
         }
-        same_meta(&meta, &want.meta, Lenient::default()).map_err(|why| format!("{path}: {why}"))?;
+        same_meta(&meta, &want.meta).map_err(|why| format!("{path}: {why}"))?;
         if !same_kind(&got.kind, want) {
             return Err(format!("{path} is {:?}, not {}", got.kind, short(&want.kind)));
         }
@@ -118,14 +122,7 @@ fn same_kind(got: &NodeKind, want: &Node) -> bool {
     }
 }
 
-fn same_meta(got: &Meta, want: &Meta, lenient: Lenient) -> Result<(), String> {
-    let (mut got, mut want) = (got.clone(), want.clone());
-    if lenient.seconds {
-        (got.mtime.1, want.mtime.1) = (0, 0);
-    }
-    if lenient.attributes {
-        (got.xattrs, want.xattrs) = Default::default();
-    }
+fn same_meta(got: &Meta, want: &Meta) -> Result<(), String> {
     if got == want { Ok(()) } else { Err(format!("{got:?}, not {want:?}")) }
 }
 
@@ -159,8 +156,7 @@ fn look(path: &Path) -> std::io::Result<(Kind, Meta, u64)> {
     }
     let nanos = u32::try_from(stat.mtime_nsec()).unwrap();
     let mtime = (stat.mtime(), nanos);
-    let meta =
-        Meta { mode: stat.mode() & 0o7777, uid: stat.uid(), gid: stat.gid(), mtime, xattrs };
+    let meta = Meta { mode: stat.mode() & 0o7777, uid: stat.uid(), gid: stat.gid(), mtime, xattrs };
     Ok((kind, meta, stat.ino()))
 }
 

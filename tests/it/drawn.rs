@@ -1,11 +1,12 @@
 //! Images drawn from seeds go through slim and come back the same: unpacked, indexed, written whole,
 //! written filtered; by slim's own reading and by others'.
 //!
-//! `SLIM_FIDELITY=N` draws N images, `SLIM_FIDELITY_SEED=S` starts at S: a failure names its seed, and the
+//! `SLIM_DRAWN=N` draws N images, `SLIM_DRAWN_SEED=S` starts at S: a failure names its seed, and the
 //! smallest part of its image that fails.
 
 mod disk;
 mod encode;
+mod judges;
 mod model;
 mod recipe;
 
@@ -35,8 +36,8 @@ fn drawn_images_come_back_the_same() {
         return;
     }
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let count = number("SLIM_FIDELITY").unwrap_or(IMAGES);
-    let first = number("SLIM_FIDELITY_SEED").unwrap_or(1);
+    let count = number("SLIM_DRAWN").unwrap_or(IMAGES);
+    let first = number("SLIM_DRAWN_SEED").unwrap_or(1);
     let started = std::time::Instant::now();
     let (mut entries, mut layers) = (0, 0);
     for seed in first..first + count {
@@ -70,6 +71,41 @@ fn check(recipe: &Recipe, seed: u64) -> Result<(), String> {
     let passed = written(&filtered.0, &filtered.1, &BTreeSet::new(), &again)?;
     same_tree(&passed.1, &less).map_err(|why| format!("written twice: {why}"))?;
     Ok(())
+}
+
+/// Others unpack the drawn image itself, and what slim made of it, to the same files.
+#[test]
+fn others_make_the_same_of_drawn_images() {
+    if !have(&[Need::Root, Need::Program("umoci"), Need::Program("skopeo"), Need::Program("tar")]) {
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let count = number("SLIM_DRAWN_JUDGED").unwrap_or(12);
+    let first = number("SLIM_DRAWN_SEED").unwrap_or(1);
+    for seed in first..first + count {
+        let recipe = recipe::draw(seed, true);
+        if let Err(why) = judged(&recipe, seed) {
+            panic!("seed {seed}: {why}\n{}", show(&recipe));
+        }
+    }
+}
+
+fn judged(recipe: &Recipe, seed: u64) -> Result<(), String> {
+    let model = Model::of(recipe).map_err(|_| "no image that has one meaning")?;
+    let dir = tempfile::tempdir_in(scratch()).unwrap();
+    let dir = dir.path();
+    let image = write(recipe, dir)?;
+    judges::umoci(&dir.join("layout"), "drawn", &model, dir)
+        .map_err(|e| format!("original: {e}"))?;
+    let tree = index(&image).map_err(|e| e.to_string())?;
+    let mut less = model.clone();
+    let dropped = dropped(&mut less, seed);
+    let inside = dir.join("slim");
+    std::fs::create_dir(&inside).unwrap();
+    let (slim, _) = written(&image, &tree, &dropped, &inside)?;
+    let layout = inside.join(if dropped.is_empty() { "whole" } else { "filtered" });
+    judges::umoci(&judges::skopeo(&layout, &inside), "drawn", &less, &inside)?;
+    judges::tar(&slim, &layout, &less, &inside)
 }
 
 fn write(recipe: &Recipe, dir: &Path) -> Result<Image, String> {

@@ -121,14 +121,18 @@ impl Dice {
 }
 
 /// Draws an image. A `tame` one has only what all engines take alike: no names through symlinks that
-/// lead nowhere, no default ACLs (some engines let files inherit them while they unpack).
+/// lead nowhere, no links to what the same layer hides, no default ACLs (some let files inherit them
+/// while they unpack), no empty attributes (Go drops them), no global headers, old types and old sparse
+/// files (umoci 0.4.7 refuses them).
 pub fn draw(seed: u64, tame: bool) -> Recipe {
     let mut dice = Dice::new(seed);
     let mut model = Model::default();
     let mut layers = Vec::new();
     for _ in 0..=dice.below(5) {
         let entries = layer(&mut dice, &mut model, tame);
-        let packed = dice.pick(&[Packed::Gzip, Packed::Zstd, Packed::Plain]);
+        // Debian 12's umoci has no zstd.
+        let all = [Packed::Gzip, Packed::Plain, Packed::Zstd];
+        let packed = dice.pick(&all[..if tame { 2 } else { 3 }]);
         layers.push(LayerRecipe { entries, packed });
     }
     Recipe { layers }
@@ -221,8 +225,8 @@ fn entry(dice: &mut Dice, turn: &Turn, tame: bool) -> Entry {
         numbers: dice.pick(&[Numbers::Octal, Numbers::Octal, Numbers::Base256, Numbers::Pax]),
         sparse: None,
         bare: dice.one_in(5),
-        global: dice.one_in(20),
-        old_type: dice.one_in(15),
+        global: dice.one_in(20) && !tame,
+        old_type: dice.one_in(15) && !tame,
     };
     if dice.one_in(30) {
         let meta = meta(dice, &Kind::Dir, tame);
@@ -246,8 +250,15 @@ fn entry(dice: &mut Dice, turn: &Turn, tame: bool) -> Entry {
         _ => {
             let data = content(dice);
             if data.len() > 60_000 {
-                let kinds = [Sparse::Old, Sparse::Pax00, Sparse::Pax01, Sparse::Pax10];
-                style.sparse = Some(dice.pick(&kinds)).filter(|_| !dice.one_in(4));
+                let kinds = [Sparse::Pax00, Sparse::Pax01, Sparse::Pax10, Sparse::Old];
+                style.sparse =
+                    Some(dice.pick(&kinds[..if tame { 3 } else { 4 }])).filter(|_| !dice.one_in(4));
+                if tame {
+                    // GNU tar 1.34 takes a PAX size for that of the file with its holes, and the map for
+                    // an old one where the header is GNU's.
+                    style.numbers = Numbers::Octal;
+                    style.long = Long::Ustar;
+                }
             }
             Kind::File(data)
         }
@@ -314,10 +325,11 @@ fn meta(dice: &mut Dice, kind: &Kind, tame: bool) -> Meta {
         return meta;
     }
     let plain = matches!(kind, Kind::File(_) | Kind::Dir);
-    let values = [&b"v"[..], b"", b"\0\xff=\n", b"12 user.y=x\n"];
-    meta.xattrs.insert("trusted.slim".into(), dice.pick(&values).to_vec());
+    let values = [&b"v"[..], b"\0\xff=\n", b"12 user.y=x\n", b""];
+    let values = &values[..if tame { 3 } else { 4 }];
+    meta.xattrs.insert("trusted.slim".into(), dice.pick(values).to_vec());
     if plain {
-        meta.xattrs.insert("user.n=1".replace('=', "."), dice.pick(&values).to_vec());
+        meta.xattrs.insert("user.n=1".replace('=', "."), dice.pick(values).to_vec());
     }
     if matches!(kind, Kind::File(_)) && dice.one_in(2) {
         // Revision 2, effective, CAP_NET_RAW and CAP_SETFCAP; a newline is one of the bytes.
