@@ -108,6 +108,46 @@ fn judged(recipe: &Recipe, seed: u64) -> Result<(), String> {
     judges::tar(&slim, &layout, &less, &inside)
 }
 
+/// Docker and Podman load what slim wrote and show the same files.
+#[test]
+fn engines_make_the_same_of_drawn_images() {
+    let programs = ["docker", "dockerd", "podman", "unshare"].map(Need::Program);
+    if !have(&[&[Need::Root], &programs[..]].concat()) {
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let count = number("SLIM_DRAWN_LOADED").unwrap_or(2);
+    let docker = judges::Docker::start();
+    let storage = tempfile::tempdir_in("/var/tmp").unwrap();
+    for seed in 1..=count {
+        let recipe = recipe::draw(seed, true);
+        let mut model = Model::of(&recipe).unwrap();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let image = write(&recipe, dir.path()).unwrap();
+        let tree = index(&image).unwrap();
+        let mut keep = keep_all(&tree);
+        let dropped = dropped(&mut model, seed);
+        keep.paths.retain(|path, _| !dropped.contains(path));
+        let target = dir.path().join("image.tar");
+        let tag = "localhost/drawn:1";
+        write_image(&image, &tree, &keep, tag, ImageFormat::Archive, &target).unwrap();
+        for (name, engine) in [
+            ("docker", &(|args: &[&str]| docker.client(args)) as &dyn Fn(&[&str]) -> _),
+            ("podman", &|args: &[&str]| judges::podman(storage.path(), args)),
+        ] {
+            let inside = dir.path().join(name);
+            std::fs::create_dir(&inside).unwrap();
+            if let Err(why) = judges::engine(engine, &target, tag, &model, &inside) {
+                panic!("seed {seed}, {name}: {why}\n{}", show(&recipe));
+            }
+        }
+    }
+    for mounted in ["root/overlay", "root"] {
+        let path = storage.path().join(mounted);
+        let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
 fn write(recipe: &Recipe, dir: &Path) -> Result<Image, String> {
     let mut fixture = ImageFixture::default().tag("drawn");
     for LayerRecipe { entries, packed } in &recipe.layers {

@@ -15,6 +15,7 @@ mod losses;
 mod main_job;
 mod matrix;
 mod network;
+mod oddities;
 mod options;
 mod record;
 mod registry;

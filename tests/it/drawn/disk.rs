@@ -20,6 +20,8 @@ pub struct Lenient {
     pub folder_times: bool,
     /// Folders that come twice may have attributes of both, and setgid of the one above.
     pub folder_attributes: bool,
+    /// Times are in whole seconds, and from 1970 on.
+    pub seconds: bool,
 }
 
 /// Compares a folder, the root's own metadata included if the layers have any.
@@ -51,6 +53,10 @@ pub fn same(root: &Path, model: &Model, lenient: Lenient) -> Result<(), String> 
         }
         let mut want_meta = want.meta.clone();
         if want.implied || (lenient.folder_times && kind == Kind::Dir) {
+            want_meta.mtime = meta.mtime;
+        }
+        let near = meta.mtime.0.abs_diff(want_meta.mtime.0.max(0)) < 2;
+        if lenient.seconds && meta.mtime.1 == 0 && near {
             want_meta.mtime = meta.mtime;
         }
         if lenient.folder_attributes && kind == Kind::Dir {

@@ -242,9 +242,12 @@ fn segments(data: &[u8]) -> Vec<(usize, usize)> {
             end += zeros.max(1);
         }
         if end > at {
-            map.push((at, end - at));
+            // GNU tar reads each piece from a block of its own, Go one after the other: whole blocks
+            // are the same to both.
+            let (from, to) = (at / BLOCK * BLOCK, end.next_multiple_of(BLOCK).min(data.len()));
+            map.push((from, to - from));
         }
-        at = end;
+        at = end.next_multiple_of(BLOCK).min(data.len());
     }
     // A hole at the end is told by an empty piece of data, as GNU tar does.
     map.push((data.len(), 0));
