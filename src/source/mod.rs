@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::model::{Digest, DigestError};
 use crate::oci::Image;
+use crate::oci::limits::Limits;
 pub use crate::wire::Fault;
 
 mod container;
 mod docker;
 mod layout;
+mod limited;
 pub mod registry;
 mod spool;
 mod stored;
@@ -64,6 +66,8 @@ pub enum SourceError {
     Empty { path: PathBuf },
     #[error("the image in {} has {layers} layers, its configuration lists {diff_ids} diffIDs: it is damaged or no container image", path.display())]
     LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
+    #[error("{what} in {} has {size}, and slim takes {max} at most: no honest image has so many", path.display())]
+    TooLarge { path: PathBuf, what: String, size: u64, max: u64 },
     #[error(transparent)]
     Wire(#[from] crate::wire::WireError),
     #[error(
@@ -103,6 +107,8 @@ pub struct Access {
     pub wire: crate::wire::Options,
     /// containers-policy.json(5) to obey instead of the user's or the host's.
     pub policy: Option<PathBuf>,
+    /// How much an image may be, unpacked.
+    pub limits: Limits,
 }
 
 impl Access {
@@ -128,6 +134,10 @@ enum Kind {
 /// pins the manifest, or the index that it is picked from. Policy and pin are checked before
 /// anything of the image is unpacked.
 pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
+    Ok(limited::limited(find(reference, access)?, access.limits))
+}
+
+fn find(reference: &str, access: &Access) -> Result<Image, SourceError> {
     if let Some(name) = reference.strip_prefix("docker://") {
         return registry::read(name, access);
     }

@@ -4,6 +4,8 @@ mod backends;
 mod cli;
 mod container;
 mod doctor;
+mod fidelity;
+mod hostile;
 mod images;
 mod images_corpus;
 mod injections;
