@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::model::{DiffId, Digest, LayerShape, Node, NodeKind, Past, RootPath, Tree};
 
 use super::layer::{Entry, EntryKind, LayerError, Meta};
+use super::limits::{Limits, Spent};
 
 /// The layers applied so far.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +31,8 @@ pub struct Stack {
     /// What whiteouts of this layer removed: its own links may still name it, whatever the order.
     hidden: BTreeMap<RootPath, Arc<Node>>,
     depends: bool,
+    limits: Limits,
+    spent: Spent,
 }
 
 /// What an entry did, in terms of real paths: no component of them is a symlink.
@@ -58,6 +61,20 @@ impl Stack {
         self.cut.clear();
         self.hidden.clear();
         self.depends = false;
+    }
+
+    /// Nothing yet, and at most so much.
+    pub fn limited(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Counts an entry: the whole image is bounded, not each layer.
+    fn count(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        let bytes = if let EntryKind::File { size, .. } = entry.kind { size } else { 0 };
+        let why = self.spent.add(bytes, self.limits);
+        // Folders that nobody names cost memory too: a deep path has many.
+        let why = why.or_else(|| self.limits.too_many(self.tree.nodes.len() as u64));
+        why.map_or(Ok(()), |why| Err(LayerError::Limit { layer: self.layer(), why }))
     }
 
     /// The tree as it is now.
@@ -108,6 +125,7 @@ impl Stack {
     /// Applies one entry of the current layer.
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, LayerError> {
         self.entry += 1;
+        self.count(entry)?;
         if entry.path.is_root() {
             if entry.kind == EntryKind::Opaque {
                 self.shape().bound = true;

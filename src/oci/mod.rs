@@ -10,6 +10,7 @@ use crate::model::{ChainId, DiffId, Digest, ImageConfig};
 
 pub mod apply;
 pub mod layer;
+pub mod limits;
 pub mod manifest;
 
 /// An image that was found and whose manifest and configuration were checked.
@@ -46,6 +47,11 @@ pub struct Layer {
 pub trait BlobSource: Send + Sync {
     /// The stored bytes of layer `index`, lowest 0.
     fn open(&self, index: usize) -> std::io::Result<Box<dyn Read + Send>>;
+
+    /// How much the whole image may be.
+    fn limits(&self) -> limits::Limits {
+        limits::Limits::default()
+    }
 
     /// Stored size of layer `index` in bytes, where known without reading it.
     fn size(&self, _index: usize) -> Option<u64> {

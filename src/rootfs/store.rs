@@ -4,6 +4,7 @@
 //! process that died. Locks are `flock(2)`s, so they end with the process whatever happens to it.
 
 use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -87,11 +88,11 @@ impl Store {
     pub fn unpack(
         &self,
         image: &Image,
-        progress: &dyn Fn(u64, u64),
+        progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Rootfs, RootfsError> {
         self.prepare()?;
         self.clean()?;
-        let (mut stack, mut lowers) = (Stack::default(), Vec::new());
+        let (mut stack, mut lowers) = (Stack::limited(image.blobs.limits()), Vec::new());
         let (diff_ids, all) = (image.diff_ids(), image.stored_bytes());
         let mut done = 0;
         for (at, diff_id) in diff_ids.iter().enumerate() {
@@ -124,7 +125,7 @@ impl Store {
         chain: ChainId,
         stack: &mut Stack,
         lowers: &[PathBuf],
-        progress: &dyn Fn(u64),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<PathBuf, RootfsError> {
         if let Some(found) = self.find(diff_id, chain, stack)? {
             return Ok(found);
@@ -139,7 +140,12 @@ impl Store {
             let _guard = self.lock_store()?;
             new_locked(&self.folder("layers")?, TEMPORARY)?
         };
-        let unpacked = fill(&temporary, image, at, stack, lowers, progress);
+        // Opened before: where the bytes come from may have to write elsewhere.
+        let unpacked = layer::open(image, at).map_err(RootfsError::from).and_then(|stream| {
+            stack.begin_layer(diff_id);
+            let work = || fill(&temporary, stream, stack, lowers, progress);
+            super::confine::within(&temporary, work)
+        });
         let moved = unpacked.and_then(|lacking| {
             self.lack(&lacking);
             self.publish(&temporary, own, diff_id, chain, stack)
@@ -236,11 +242,17 @@ impl Store {
 
     pub(super) fn folder(&self, name: &str) -> Result<PathBuf, RootfsError> {
         let path = self.path.join(name);
-        match std::fs::create_dir(&path) {
+        // Layers hold setuid programs: nobody else on the host is to reach them.
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 Err(RootfsError::io("make the folder", &path, e))
             }
-            _ => Ok(path),
+            Ok(()) => Ok(path),
+            Err(_) => {
+                // An older slim left it open; where it is somebody else's, it is theirs to close.
+                let _ = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700));
+                Ok(path)
+            }
         }
     }
 
@@ -303,20 +315,17 @@ fn distinct(lowers: Vec<PathBuf>) -> Vec<PathBuf> {
     kept
 }
 
-/// Unpacks one layer into `folder` and writes its index beside it.
+/// Unpacks the layer just begun into `folder` and writes its index beside it.
 fn fill(
     folder: &Path,
-    image: &Image,
-    at: usize,
+    mut stream: layer::LayerStream,
     stack: &mut Stack,
     lowers: &[PathBuf],
-    progress: &dyn Fn(u64),
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Lacking, RootfsError> {
     let fs = folder.join("fs");
     std::fs::create_dir(&fs).map_err(|e| RootfsError::io("make the folder", &fs, e))?;
     let mut writer = Writer::new(&fs)?;
-    stack.begin_layer(image.layers[at].diff_id);
-    let mut stream = layer::open(image, at)?;
     let list = folder.join(ENTRIES);
     let unwritten = |e| RootfsError::io("write", &list, e);
     let mut lines = Lines::create(&list).map_err(unwritten)?;

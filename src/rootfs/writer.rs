@@ -296,7 +296,7 @@ impl Writer {
         } else {
             let (name, layer) = from;
             if let Some(lower) = lowers.get(*layer) {
-                self.copy_up(tree, path, &lower.join(OsStr::from_bytes(name.relative())))?;
+                self.copy_up(tree, path, (lower, name))?;
             }
             for other in others {
                 self.link_here(path, other)?;
@@ -315,15 +315,19 @@ impl Writer {
     }
 
     /// Makes `path`, a name of an inode of a layer below, where that layer has it at `from`.
-    fn copy_up(&mut self, tree: &Tree, path: &RootPath, from: &Path) -> Result<(), RootfsError> {
+    fn copy_up(
+        &mut self,
+        tree: &Tree,
+        path: &RootPath,
+        from: (&Path, &RootPath),
+    ) -> Result<(), RootfsError> {
         let node = tree.get(path).expect("a link just applied is in the tree").clone();
         let (dir, name) = self.at(path)?;
         let meta = Meta::of(&node);
         let made = match &node.kind {
             NodeKind::File { .. } => {
                 let mut to = self.new_file(&dir, path)?;
-                let mut from_file =
-                    File::open(from).map_err(|e| RootfsError::io("copy", from, e))?;
+                let mut from_file = open_lower(from)?;
                 std::io::copy(&mut from_file, &mut to)
                     .map_err(|e| RootfsError::io("write", &self.host(path), e))?;
                 return self.set_meta(to.as_fd(), path, &meta);
@@ -391,13 +395,34 @@ impl Writer {
                 self.limits.lacking.borrow_mut().attributes += 1;
                 Ok(())
             }
-            Err(errno @ (Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL)) => {
+            // ext4 says that the disk is full of a value that its inode's block cannot hold, and no
+            // file system takes names or values beyond the kernel's bounds (xattr(7)).
+            Err(
+                errno @ (Errno::OPNOTSUPP
+                | Errno::PERM
+                | Errno::INVAL
+                | Errno::NOSPC
+                | Errno::TOOBIG
+                | Errno::RANGE),
+            ) => {
                 tracing::warn!(%path, name, %errno, "the store's file system refuses an extended attribute");
                 Ok(())
             }
             Err(errno) => Err(self.error("set an extended attribute of", path, errno)),
         }
     }
+}
+
+/// A file of a layer below, reached as that layer has it: no symlink on the way, none at its end.
+fn open_lower((folder, path): (&Path, &RootPath)) -> Result<File, RootfsError> {
+    let failed =
+        |e: Errno| RootfsError::io("copy", &folder.join(OsStr::from_bytes(path.relative())), e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(folder, flags, Mode::empty()).map_err(failed)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat2(&root, path.relative(), flags, Mode::empty(), resolve);
+    file.map(File::from).map_err(failed)
 }
 
 /// Attributes but overlayfs's own: in a lower directory those would be orders to the kernel, and

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 
 use crate::model::{Digest, DigestError};
 use crate::oci::Image;
+use crate::oci::limits::Limits;
 pub use crate::wire::Fault;
 
 mod container;
 mod daemon;
 mod docker;
 mod layout;
+mod limited;
 pub mod reference;
 pub mod registry;
 mod running;
@@ -77,6 +79,8 @@ pub enum SourceError {
     Empty { path: PathBuf },
     #[error("the image in {} has {layers} layers, its configuration lists {diff_ids} diffIDs: it is damaged or no container image", path.display())]
     LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
+    #[error("{what} in {} has {size}, and slim takes {max} at most: no honest image has so many", path.display())]
+    TooLarge { path: PathBuf, what: String, size: u64, max: u64 },
     #[error(transparent)]
     Wire(#[from] crate::wire::WireError),
     #[error(
@@ -141,6 +145,8 @@ pub struct Access {
     pub policy: Option<PathBuf>,
     /// Hears where an image was found whose reference does not say it.
     pub tell: Option<fn(&str)>,
+    /// How much an image may be, unpacked.
+    pub limits: Limits,
 }
 
 impl Access {
@@ -156,7 +162,7 @@ impl Access {
 /// # Errors
 /// There is no such image, it is refused, or it is damaged; an engine or a registry does not answer.
 pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
-    reference::open(reference, access)
+    Ok(limited::limited(reference::open(reference, access)?, access.limits))
 }
 
 /// What was looked at, a line each.

@@ -6,6 +6,8 @@ mod cli;
 mod container;
 mod doctor;
 mod drawn;
+mod fidelity;
+mod hostile;
 mod images;
 mod images_corpus;
 mod injections;
