@@ -79,6 +79,7 @@ impl ReachArgs {
             platform: self.platform.clone(),
             wire: self.wire.options(),
             policy: self.policy.clone(),
+            ours: false,
             tell: Some(super::progress::note_once),
             limits: self.limits(),
         }

@@ -35,7 +35,7 @@ impl IndexArgs {
         let spec = IndexSpec {
             members: self.members,
             tag: self.tag,
-            format: FormatArg::format(self.format),
+            format: FormatArg::format(self.format)?,
             output: self.output,
         };
         crate::runtime::install_signal_handlers()?;

@@ -46,7 +46,11 @@ impl<'a> Contents<'a> {
                 Node { kind: NodeKind::File { size: 1.., .. }, inode, .. } => Some(*inode),
                 _ => None,
             });
-        let mut wanted: Vec<u64> = wanted.collect();
+        Self::of(image, wanted.collect(), blobs)
+    }
+
+    /// The contents of these inodes, each a file that is not empty.
+    pub fn of(image: &'a Image, mut wanted: Vec<u64>, blobs: &'a Path) -> Self {
         wanted.sort_unstable();
         let (waiting, buffer) = (HashMap::new(), vec![0; CHUNK]);
         Self { image, blobs, wanted: wanted.into_iter(), waiting, open: None, buffer }

@@ -12,6 +12,7 @@ use crate::oci::layer::LayerError;
 mod blob;
 mod config;
 mod contents;
+mod dockerfile;
 mod edits;
 mod entry;
 mod index;
@@ -21,6 +22,7 @@ mod pack;
 mod plan;
 
 pub use blob::Written;
+pub use dockerfile::{Recipe, write_recipe};
 pub use edits::{Edits, Removals};
 pub use index::{Member, write_index};
 pub use pack::{Compression, Packing};

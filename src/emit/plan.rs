@@ -171,7 +171,7 @@ impl<'a> Plan<'a> {
 }
 
 /// What the tree has of the kept paths, and the folders above them, in order.
-fn kept<'a>(tree: &'a Tree, keep: &KeepSet) -> Vec<(&'a RootPath, &'a Node)> {
+pub(super) fn kept<'a>(tree: &'a Tree, keep: &KeepSet) -> Vec<(&'a RootPath, &'a Node)> {
     let parents = parents(tree, keep);
     let mut wanted = keep.paths.keys().peekable();
     let mut kept = Vec::new();

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::{Digest, DigestError};
 use crate::oci::manifest::{Descriptor, Index, Manifest, is_index, is_manifest};
-use crate::wire::{Content, Fault, Location, Options, Pushed, Reference, Repository, WireError};
+use crate::wire::{Content, Fault, Options, Pushed, Reference, Repository, WireError};
 
 mod archive;
 mod artifact;
@@ -116,7 +116,8 @@ pub fn push(
         return Err(SinkError::Pinned { name: name.to_string(), want, got: digest });
     }
     let wire = |source| SinkError::wire(name, source);
-    let repository = Arc::new(Repository::open(&Location::of(name), options).map_err(wire)?);
+    let target = Repository::target(name).map_err(wire)?;
+    let repository = Arc::new(Repository::open(&target, options).map_err(wire)?);
     let mut parts = Parts::default();
     parts.collect(image, image.top, 0)?;
     let from = mount_from

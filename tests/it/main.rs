@@ -6,6 +6,7 @@ mod cli;
 mod container;
 mod doctor;
 mod drawn;
+mod engines;
 mod fidelity;
 mod hostile;
 mod images;
