@@ -11,6 +11,7 @@ mod model;
 mod recipe;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use slim::emit::{ImageFormat, write_image};
@@ -258,4 +259,43 @@ fn scratch() -> PathBuf {
     };
     let memory = PathBuf::from("/dev/shm");
     PLACE.get_or_init(|| if fits(&memory) { memory } else { "/var/tmp".into() }).clone()
+}
+
+/// Many files and a large one, small where `SLIM_LARGE` is not set: then a million, and 20 GB.
+#[test]
+fn many_files_and_a_large_one_come_back_the_same() {
+    let full = std::env::var_os("SLIM_LARGE").is_some();
+    let (files, size) = if full { (1_000_000, 20_000_000_000) } else { (5_000, 100_000_000) };
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = dir.path().join("large");
+    let file = std::fs::File::create(&path).unwrap();
+    for at in [0, size / 2, size - 4096] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], at).unwrap();
+    }
+    let mut pack = std::process::Command::new("tar");
+    pack.arg("-C").arg(dir.path()).args(["--sparse", "--format=posix", "-cf", "-", "large"]);
+    let tar = pack.output().unwrap().stdout;
+    assert!(tar.len() < 1 << 20, "not sparse");
+    let mut many = LayerFixture::default();
+    for n in 0..files {
+        many = many.file(&format!("d{}/f{n}", n % 1000), "");
+    }
+    let fixture = ImageFixture::default().layer(many).layer(LayerFixture::of_tar(tar));
+    let image = open(&fixture.write(dir.path())).unwrap();
+    let started = std::time::Instant::now();
+    let store = Store::open(Some(&dir.path().join("store"))).unwrap();
+    let tree = store.unpack(&image, &|_, _| ()).unwrap().tree;
+    println!("unpacked in {:?}", started.elapsed());
+    assert_eq!(tree.totals(), (files + 1, size));
+    let without = BTreeSet::from([RootPath::parse(b"/d7/f7").unwrap()]);
+    let started = std::time::Instant::now();
+    let (slim, less) = written(&image, &tree, &without, dir.path()).unwrap();
+    println!("written and read again in {:?}", started.elapsed());
+    assert_eq!(less.totals(), (files, size));
+    // What lost nothing passed byte for byte, holes included.
+    assert_eq!(slim.layers[1].diff_id, image.layers[1].diff_id);
+    assert_eq!(slim.layers[1].blob, image.layers[1].blob);
+    let lowest = store.unpack(&image, &|_, _| ()).unwrap().lowers.pop().unwrap();
+    let unpacked = std::fs::metadata(lowest.join("large")).unwrap();
+    assert!(unpacked.len() == size && unpacked.blocks() < 4096, "{} blocks", unpacked.blocks());
 }
