@@ -183,7 +183,9 @@ impl Stack {
             walked.ok_or_else(|| self.refuse(entry, "its folder is a loop of symlinks"))?;
         let layer = self.layer();
         let below = |link: &RootPath| self.tree.get(link).is_some_and(|n| n.layer < layer);
-        self.depends |= walked.links.iter().any(below);
+        let through: Vec<RootPath> = walked.links.into_iter().filter(below).collect();
+        self.depends |= !through.is_empty();
+        self.shape().through.extend(through);
         Ok(walked.path.join(path.file_name()))
     }
 

@@ -365,7 +365,9 @@ fn layers_cannot_set_overlay_marks() {
             }
             let run = store.new_run().unwrap();
             let [upper, work, merged] = ["upper", "work", "merged"].map(|n| run.path.join(n));
-            [&upper, &work, &merged].map(|path| std::fs::create_dir(path).unwrap());
+            for path in [&upper, &work, &merged] {
+                std::fs::create_dir(path).unwrap();
+            }
             overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
             let seen = std::fs::read_to_string(merged.join("etc/passwd"));
             let victim = merged.join("dummy/victim").exists();
@@ -485,8 +487,8 @@ fn deeply_nested_json_is_no_stack() {
         let deep = format!("{}1{}", open.repeat(500_000), close.repeat(500_000));
         let text = index.replacen('{', &format!("{{\"annotations\":{deep},"), 1);
         std::fs::write(layout.join("index.json"), text).unwrap();
-        let error = slim::source::open(layout.to_str().unwrap(), &Access::default()).err().unwrap();
-        assert!(error.to_string().contains("index.json"), "{error}");
+        // Nothing wants what is in there: it is skipped, without a stack.
+        slim::source::open(layout.to_str().unwrap(), &Access::default()).unwrap();
         std::fs::write(layout.join("index.json"), &index).unwrap();
         rewrite(&layout, |config| config.replacen('{', &format!("{{\"x\":{deep},"), 1));
         let error = slim::source::open(layout.to_str().unwrap(), &Access::default()).err().unwrap();
