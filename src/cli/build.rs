@@ -48,7 +48,7 @@ pub(super) struct BuildArgs {
 }
 
 impl BuildArgs {
-    pub(super) fn run(self) -> Result<u8, PipelineError> {
+    pub(super) fn run(mut self) -> Result<u8, PipelineError> {
         if self.family == Some(true) {
             return self.run_family();
         }
@@ -65,6 +65,7 @@ impl BuildArgs {
         let spec = BuildSpec {
             profile: profile.clone(),
             access: self.reach.access(),
+            recipe: self.product.take_dockerfile(),
             image: need_image(self.image.into_iter().next(), "build")?,
             product: self.product.spec()?,
             policy: self.policy.policy()?,

@@ -11,7 +11,10 @@ use crate::source::Access;
 /// Which image, and how to reach it.
 #[derive(Args, Debug)]
 pub(super) struct ImageArgs {
-    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, docker://NAME or a path
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, - (an archive on standard
+    /// input), docker-daemon:NAME, containers-storage:NAME, containerd:[NAMESPACE/]NAME,
+    /// docker://NAME, container:NAME (what that container was made from) or a path; a bare name that is
+    /// no path is looked for in Docker, Podman, containerd and its registry, in this order
     #[arg(long)]
     image: Option<String>,
     #[command(flatten)]
@@ -77,6 +80,8 @@ impl ReachArgs {
             wire: self.wire.options(),
             policy: self.policy.clone(),
             limits: self.limits(),
+            ours: false,
+            tell: Some(super::progress::note_once),
         }
     }
 }

@@ -13,7 +13,10 @@ use super::units::megabytes;
 /// Say what an image holds: digests, layers, files, configuration
 #[derive(Args, Debug)]
 pub(super) struct InspectArgs {
-    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, docker://NAME or a path
+    /// Image: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH, - (an archive on standard
+    /// input), docker-daemon:NAME, containers-storage:NAME, containerd:[NAMESPACE/]NAME,
+    /// docker://NAME, container:NAME (what that container was made from) or a path; a bare name that is
+    /// no path is looked for in Docker, Podman, containerd and its registry, in this order
     image: String,
     #[command(flatten)]
     reach: ReachArgs,

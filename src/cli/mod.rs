@@ -7,8 +7,10 @@ mod build;
 mod doctor;
 mod exec;
 mod image_args;
+mod index;
 mod inspect;
 mod layers;
+mod load;
 mod output_args;
 mod profiles;
 mod progress;
@@ -46,11 +48,13 @@ enum Verb {
     Build(Box<build::BuildArgs>),
     Verify(Box<verify::VerifyArgs>),
     Merge(profiles::MergeArgs),
+    Index(index::IndexArgs),
     Seccomp(profiles::SeccompArgs),
     Exec(exec::ExecArgs),
     #[command(name = exec::RUN_VERB, hide = true)]
     Run(exec::RunArgs),
     Push(push::PushArgs),
+    Load(load::LoadArgs),
     Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
     /// Remove what dead runs left: cgroup folders, upper folders, half-unpacked layers
@@ -93,10 +97,12 @@ fn dispatch(verb: Verb) -> u8 {
         Verb::Build(args) => args.run(),
         Verb::Verify(args) => args.run(),
         Verb::Merge(args) => args.run(),
+        Verb::Index(args) => args.run(),
         Verb::Seccomp(args) => args.run(),
         Verb::Exec(args) => return args.run(),
         Verb::Run(args) => return args.run(),
         Verb::Push(args) => args.run(),
+        Verb::Load(args) => args.run(),
         Verb::Inspect(args) => args.run(),
         Verb::Doctor(args) => args.run(),
         Verb::Clean(args) => args.run(),

@@ -13,7 +13,8 @@ pub(super) struct OutputArgs {
     /// [default: {repository}-slim:{tag}]
     #[arg(long, value_name = "NAME")]
     tag: Vec<String>,
-    /// archive (image.tar) or layout (image/) [default: archive]
+    /// archive (image.tar) or layout (image/); slim build also: dockerfile, a recipe for another
+    /// builder [default: archive]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
     /// How layers are stored [default: gzip]
@@ -34,9 +35,27 @@ pub(super) struct OutputArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum FormatArg {
+pub(super) enum FormatArg {
     Archive,
     Layout,
+    Dockerfile,
+}
+
+impl FormatArg {
+    /// The shape of the image, for verbs that write one.
+    pub(super) fn format(given: Option<Self>) -> Result<ImageFormat, PipelineError> {
+        Ok(match given {
+            Some(Self::Dockerfile) => {
+                return Err(PipelineError::Usage(
+                    "--format dockerfile is for `slim build PROFILE`, which makes a recipe for \
+                     another builder; here give archive or layout"
+                        .to_owned(),
+                ));
+            }
+            None | Some(Self::Archive) => ImageFormat::Archive,
+            Some(Self::Layout) => ImageFormat::Layout,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -117,6 +136,15 @@ pub(super) fn short_names(arg: Arg) -> Arg {
 }
 
 impl OutputArgs {
+    /// Takes the wish for a recipe out, if it is there.
+    pub(super) fn take_dockerfile(&mut self) -> bool {
+        let wanted = matches!(self.format, Some(FormatArg::Dockerfile));
+        if wanted {
+            self.format = None;
+        }
+        wanted
+    }
+
     pub(super) fn spec(self) -> Result<ProductSpec, PipelineError> {
         let compression = match self.compress {
             None | Some(CompressArg::Gzip) => Compression::Gzip,
@@ -128,10 +156,7 @@ impl OutputArgs {
         let threads = self.threads.map_or(usual.threads, usize::from);
         Ok(ProductSpec {
             tags: self.tag,
-            format: match self.format {
-                None | Some(FormatArg::Archive) => ImageFormat::Archive,
-                Some(FormatArg::Layout) => ImageFormat::Layout,
-            },
+            format: FormatArg::format(self.format)?,
             packing: Packing { compression, level: self.level, threads },
             keep_base: self.keep_base,
             edits: self.edits.edits()?,

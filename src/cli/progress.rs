@@ -1,12 +1,23 @@
 //! Steps and bars on the terminal, plain lines elsewhere.
 
-use std::io::Write as _;
+use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Write as _};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::pipeline::Reporter;
+
+/// Prints a line to stderr that no run needs twice.
+pub(super) fn note_once(text: &str) {
+    static NOTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if NOTED.lock().is_ok_and(|mut noted| noted.insert(text.to_owned())) {
+        // A bar may be drawn on the line: begin it anew (ECMA-48, erase in line).
+        let begin = if std::io::stderr().is_terminal() { "\r\x1b[2K" } else { "" };
+        let _ = writeln!(std::io::stderr(), "{begin}slim: {text}");
+    }
+}
 
 /// Reports on stderr: a spinner with a bar where stderr is a terminal, else a line a step.
 pub(super) struct Terminal {

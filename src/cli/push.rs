@@ -24,17 +24,20 @@ pub(super) struct PushArgs {
     /// Names to push to: [HOST[:PORT]/]NAME[:TAG]
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
+    /// Configuration file [default: slim.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Attach profile.json, seccomp.json, seccomp.oci.json and summary.json as OCI referrers
-    #[arg(long)]
-    attach: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    attach: Option<bool>,
     /// Repository of the same registry that may have some of the layers: the original's
     #[arg(long, value_name = "NAME")]
     mount_from: Vec<String>,
     #[command(flatten)]
     wire: WireArgs,
     /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    json: Option<bool>,
 }
 
 impl PushArgs {
@@ -43,14 +46,14 @@ impl PushArgs {
             path: self.path,
             names: self.names,
             mount_from: self.mount_from,
-            attach: self.attach,
+            attach: self.attach.unwrap_or(false),
             wire: self.wire.options(),
         };
         let terminal = Terminal::new();
         let receipts = pipeline::push(&spec, &terminal);
         terminal.finish();
         let receipts = receipts?;
-        if self.json {
+        if self.json.unwrap_or(false) {
             let list: Vec<_> = receipts.iter().map(as_json).collect();
             say(serde_json::to_string_pretty(&list).expect("plain data"));
         } else {

@@ -22,6 +22,11 @@ pub(super) fn text(summary: &Summary) -> String {
         let reasons: Vec<String> =
             summary.kept_by_reason.iter().map(|(name, n)| format!("{name} {n}")).collect();
         let _ = writeln!(out, "  kept by    {}", reasons.join(", "));
+    } else if let Some(recipe) = &summary.recipe {
+        let _ = writeln!(out, "Dockerfile");
+        let (copied, added) = (recipe.copied, recipe.added);
+        let _ =
+            writeln!(out, "  files      {copied} copied by the builder, {added} in skeleton.tar");
     } else {
         let _ = writeln!(out, "no image was written");
         let _ = writeln!(out, "  calls      {} recorded", summary.syscalls.recorded);

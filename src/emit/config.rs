@@ -20,7 +20,7 @@ const KEEP_SET: &str = "slim.keep-set.digest";
 pub(super) fn edit(
     original: &[u8],
     layers: &[Written],
-    plan: &Plan,
+    plan: &Plan<'_>,
     edits: &Edits,
 ) -> Result<Vec<u8>, EmitError> {
     let mut config: Value = serde_json::from_slice(original).map_err(|_| EmitError::Config)?;
@@ -43,7 +43,7 @@ pub(super) fn edit(
 
 /// Every layer has a step of the history that is not empty. A step whose layer went, or was merged
 /// into a later one, becomes an empty one.
-fn trim(history: &mut [Value], plan: &Plan) {
+fn trim(history: &mut [Value], plan: &Plan<'_>) {
     let last_of = |output: usize| plan.output_of.iter().rposition(|o| *o == Some(output));
     let mut layer = 0;
     for step in history.iter_mut().filter_map(Value::as_object_mut) {

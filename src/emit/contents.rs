@@ -4,75 +4,98 @@
 //! waits. The layers were verified as a whole when they were indexed, so here each content is held
 //! against the digest that it had then.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{Digest, NodeKind, RootPath, Tree};
+use crate::model::{Digest, Node, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::{self, LayerError, LayerStream};
 
 use super::EmitError;
-use super::plan::{Output, Plan};
+use super::plan::{Filtered, Output, Plan};
 
 /// Content kept in memory while it waits for its layer; more goes to a temporary file.
 const SPOOL: usize = 1 << 20;
+const CHUNK: usize = 128 << 10;
 
-/// What is still wanted, and where reading is.
+/// What is wanted, and where reading is.
 pub(super) struct Contents<'a> {
     image: &'a Image,
     /// For messages.
     blobs: &'a Path,
-    /// The digests of what is wanted, by inode, so in the order of the layers.
-    wanted: BTreeMap<u64, (Digest, RootPath)>,
-    waiting: HashMap<u64, tempfile::SpooledTempFile>,
+    /// What is wanted, by inode, so in the order of the layers and of their entries.
+    wanted: std::vec::IntoIter<u64>,
+    /// Contents that came before their turn, with their digests.
+    waiting: HashMap<u64, (tempfile::SpooledTempFile, Digest)>,
     /// The layer being read, and how many entries of it were.
     open: Option<(usize, LayerStream, u64)>,
+    buffer: Vec<u8>,
 }
 
 impl<'a> Contents<'a> {
-    pub fn new(image: &'a Image, tree: &Tree, plan: &Plan, blobs: &'a Path) -> Self {
+    pub fn new(image: &'a Image, plan: &Plan<'_>, blobs: &'a Path) -> Self {
         let filtered = plan.outputs.iter().filter_map(|output| match output {
             Output::Filtered(filtered) => Some(filtered),
             _ => None,
         });
-        let wanted = filtered.flat_map(|filtered| &filtered.inodes).filter_map(|inode| {
-            let name = plan.groups[inode].first()?;
-            match &tree.get(name)?.kind {
-                NodeKind::File { content, size: 1.., .. } => {
-                    Some((*inode, (*content, name.clone())))
-                }
+        let wanted =
+            filtered.flat_map(Filtered::groups).filter_map(|group| match group.first()?.1 {
+                Node { kind: NodeKind::File { size: 1.., .. }, inode, .. } => Some(*inode),
                 _ => None,
-            }
-        });
-        let wanted = wanted.collect();
-        Self { image, blobs, wanted, waiting: HashMap::new(), open: None }
+            });
+        Self::of(image, wanted.collect(), blobs)
     }
 
-    /// Copies the content of `inode` to `out`; each one can be had once.
-    pub fn copy(&mut self, inode: u64, out: &mut impl Write) -> Result<(), EmitError> {
-        if let Some(mut spool) = self.waiting.remove(&inode) {
-            let copied = spool.rewind().and_then(|()| io::copy(&mut spool, out));
-            return copied.map(drop).map_err(|e| EmitError::write(self.blobs, e));
+    /// The contents of these inodes, each a file that is not empty.
+    pub fn of(image: &'a Image, mut wanted: Vec<u64>, blobs: &'a Path) -> Self {
+        wanted.sort_unstable();
+        let (waiting, buffer) = (HashMap::new(), vec![0; CHUNK]);
+        Self { image, blobs, wanted: wanted.into_iter(), waiting, open: None, buffer }
+    }
+
+    /// Copies the content of `inode`, which `name` is a name of, to `out`; each one can be had once.
+    pub fn copy(
+        &mut self,
+        inode: u64,
+        want: Digest,
+        name: &RootPath,
+        out: &mut impl Write,
+    ) -> Result<(), EmitError> {
+        let got = match self.waiting.remove(&inode) {
+            Some((mut spool, digest)) => {
+                let copied = spool.rewind().and_then(|()| io::copy(&mut spool, out));
+                copied.map_err(|e| EmitError::write(self.blobs, e))?;
+                digest
+            }
+            None => self.reach(inode, out)?,
+        };
+        if got == want {
+            return Ok(());
         }
+        let (layer, entry) = (layer_of(inode), name.to_string());
+        Err(LayerError::Changed { layer, entry, want, got }.into())
+    }
+
+    /// Reads on to `inode` and copies it; what is wanted on the way waits.
+    fn reach(&mut self, inode: u64, out: &mut impl Write) -> Result<Digest, EmitError> {
         loop {
             let at = self.advance()?;
             if at == inode {
-                return self.take(inode, out);
+                return self.take(out);
             }
             let mut spool = tempfile::SpooledTempFile::new(SPOOL);
-            self.take(at, &mut spool)?;
-            self.waiting.insert(at, spool);
+            let digest = self.take(&mut spool)?;
+            self.waiting.insert(at, (spool, digest));
         }
     }
 
     /// Goes on to the next entry that is wanted, and says which one it is.
     fn advance(&mut self) -> Result<u64, EmitError> {
-        let next = *self.wanted.keys().next().ok_or(EmitError::OtherTree)?;
-        let (layer, entry) =
-            (usize::try_from(next >> 32).unwrap_or(usize::MAX), next & 0xffff_ffff);
+        let next = self.wanted.next().ok_or(EmitError::OtherTree)?;
+        let (layer, entry) = (layer_of(next), next & 0xffff_ffff);
         if self.open.as_ref().is_none_or(|(open, ..)| *open != layer) {
             if layer >= self.image.layers.len() {
                 return Err(EmitError::OtherTree);
@@ -90,28 +113,23 @@ impl<'a> Contents<'a> {
         if *at == entry { Ok(next) } else { Err(EmitError::OtherTree) }
     }
 
-    /// Copies the content at hand.
-    fn take(&mut self, inode: u64, out: &mut impl Write) -> Result<(), EmitError> {
-        let blobs = self.blobs;
-        let (want, name) = self.wanted.remove(&inode).ok_or(EmitError::OtherTree)?;
-        let Some((layer, stream, _)) = &mut self.open else { return Err(EmitError::OtherTree) };
+    /// Copies the content at hand; its digest.
+    fn take(&mut self, out: &mut impl Write) -> Result<Digest, EmitError> {
+        let Some((_, stream, _)) = &mut self.open else { return Err(EmitError::OtherTree) };
         let mut hash = Sha256::new();
-        let mut buf = vec![0; 128 << 10];
         loop {
-            let n = stream.read(&mut buf)?;
+            let n = stream.read(&mut self.buffer)?;
             if n == 0 {
-                break;
+                return Ok(Digest::from_raw(hash.finalize().into()));
             }
-            hash.update(&buf[..n]);
-            out.write_all(&buf[..n]).map_err(|e| EmitError::write(blobs, e))?;
+            hash.update(&self.buffer[..n]);
+            out.write_all(&self.buffer[..n]).map_err(|e| EmitError::write(self.blobs, e))?;
         }
-        let got = Digest::from_raw(hash.finalize().into());
-        if got == want {
-            return Ok(());
-        }
-        let (layer, entry) = (*layer, name.to_string());
-        Err(LayerError::Changed { layer, entry, want, got }.into())
     }
+}
+
+fn layer_of(inode: u64) -> usize {
+    usize::try_from(inode >> 32).unwrap_or(usize::MAX)
 }
 
 /// The tar of a whole layer, verified on the way.
@@ -122,7 +140,7 @@ pub(super) fn whole(
     out: &mut impl Write,
 ) -> Result<(), EmitError> {
     let mut stream = layer::open(image, layer)?;
-    let mut buf = vec![0; 128 << 10];
+    let mut buf = vec![0; CHUNK];
     loop {
         if crate::sys::signals::interrupted() {
             return Err(EmitError::Interrupted);

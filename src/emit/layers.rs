@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::model::{NodeKind, RootPath, Tree};
+use crate::model::{Node, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::{LayerError, Meta};
 
@@ -16,12 +16,11 @@ use super::plan::{Filtered, Output, Plan};
 /// Writes the layers of the result into the folder `blobs`, lowest first.
 pub(super) fn write(
     image: &Image,
-    tree: &Tree,
-    plan: &Plan,
+    plan: &Plan<'_>,
     packing: &Packing,
     blobs: &Path,
 ) -> Result<Vec<Written>, EmitError> {
-    let mut contents = Contents::new(image, tree, plan, blobs);
+    let mut contents = Contents::new(image, plan, blobs);
     let mut written = Vec::new();
     for output in &plan.outputs {
         written.push(match output {
@@ -35,7 +34,7 @@ pub(super) fn write(
             Output::Filtered(filtered) => {
                 let out =
                     BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
-                let mut layer = Layer { tree, plan, blobs, out };
+                let mut layer = Layer { blobs, out };
                 layer.fill(filtered, &mut contents)?;
                 layer.out.finish().map_err(|e| EmitError::write(blobs, e))?
             }
@@ -79,26 +78,27 @@ fn pass(
 
 /// A filtered layer being written.
 struct Layer<'a> {
-    tree: &'a Tree,
-    plan: &'a Plan,
     blobs: &'a Path,
     out: BlobWriter,
 }
 
 impl Layer<'_> {
-    fn fill(&mut self, filtered: &Filtered, contents: &mut Contents<'_>) -> Result<(), EmitError> {
+    fn fill(
+        &mut self,
+        filtered: &Filtered<'_>,
+        contents: &mut Contents<'_>,
+    ) -> Result<(), EmitError> {
         if let Some(root) = &filtered.root {
             self.header(&RootPath::root(), &What::Node(&NodeKind::Dir), &Meta::of(root))?;
         }
-        for path in &filtered.dirs {
-            let node = &self.tree.nodes[path];
+        for (path, node) in &filtered.dirs {
             self.header(path, &What::Node(&node.kind), &Meta::of(node))?;
         }
         for path in &filtered.gone {
             self.whiteout(path)?;
         }
-        for inode in &filtered.inodes {
-            self.group(*inode, contents)?;
+        for group in filtered.groups() {
+            self.group(group, contents)?;
         }
         Ok(())
     }
@@ -113,18 +113,21 @@ impl Layer<'_> {
     }
 
     /// Writes the first name with the content, the others as links to it.
-    fn group(&mut self, inode: u64, contents: &mut Contents<'_>) -> Result<(), EmitError> {
-        let Some((first, others)) = self.plan.groups[&inode].split_first() else { return Ok(()) };
-        let node = &self.tree.nodes[first];
+    fn group(
+        &mut self,
+        group: &[(&RootPath, &Node)],
+        contents: &mut Contents<'_>,
+    ) -> Result<(), EmitError> {
+        let Some(((first, node), others)) = group.split_first() else { return Ok(()) };
         let meta = Meta::of(node);
         self.header(first, &What::Node(&node.kind), &meta)?;
-        if let NodeKind::File { size, .. } = node.kind {
+        if let NodeKind::File { size, content, .. } = node.kind {
             if size > 0 {
-                contents.copy(inode, &mut self.out)?;
+                contents.copy(node.inode, content, first, &mut self.out)?;
             }
             pad(&mut self.out, size).map_err(|e| EmitError::write(self.blobs, e))?;
         }
-        for other in others {
+        for (other, _) in others {
             self.header(other, &What::Link(first), &meta)?;
         }
         Ok(())

@@ -12,15 +12,19 @@ use crate::oci::layer::LayerError;
 mod blob;
 mod config;
 mod contents;
+mod dockerfile;
 mod edits;
 mod entry;
+mod index;
 mod layers;
 mod output;
 mod pack;
 mod plan;
 
 pub use blob::Written;
+pub use dockerfile::{Recipe, write_recipe};
 pub use edits::{Edits, Removals};
+pub use index::{Member, write_index};
 pub use pack::{Compression, Packing};
 pub use plan::{Base, Shared};
 
@@ -109,7 +113,7 @@ pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
     }
     let mut output = output::Output::start(target)?;
     let plan = plan::Plan::new(tree, keep, order.base);
-    let layers = layers::write(image, tree, &plan, &order.packing, output.blobs())?;
+    let layers = layers::write(image, &plan, &order.packing, output.blobs())?;
     let config = config::edit(&image.config_bytes, &layers, &plan, order.edits)?;
     let config_digest = Digest::of(&config);
     let manifest = config::manifest(image, keep, &config, &layers);
@@ -137,9 +141,9 @@ pub fn write_shared(
     }
     std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
     let plan = plan::Plan::new(tree, keep, base);
-    let layers = layers::write(image, tree, &plan, packing, blobs)?;
-    let shared = Shared { output_of: plan.output_of, layers, blobs: blobs.to_owned() };
-    let names = plan::with_parents(tree, keep);
+    let layers = layers::write(image, &plan, packing, blobs)?;
+    let shared = Shared { output_of: plan.output_of.clone(), layers, blobs: blobs.to_owned() };
+    let names = plan::names(tree, keep);
     Ok(Base { layers: image.layers.len(), names, written: Some(shared) })
 }
 

@@ -11,7 +11,7 @@ use crate::model::{Digest, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::Meta;
 use crate::oci::manifest::{
-    CONTAINERD_NAME, DockerItem, OCI_INDEX, OCI_MANIFEST, Platform, REF_NAME,
+    CONTAINERD_NAME, Descriptor, DockerItem, OCI_INDEX, OCI_MANIFEST, Platform, REF_NAME,
 };
 
 use super::blob::Written;
@@ -64,20 +64,35 @@ impl Output {
         manifest: &[u8],
         layers: &[Written],
     ) -> Result<(), EmitError> {
-        let index = index(image, tags.first().map_or("", String::as_str), manifest);
+        let entry = entry(OCI_MANIFEST, manifest, platform_of(image));
+        let docker = docker_manifest(tags, manifest, layers);
+        self.publish_as(format, entry, tags.first().map_or("", String::as_str), Some(&docker))
+    }
+
+    /// The same for whatever `top` describes; `docker` is what `docker load` reads of an archive.
+    pub fn publish_as(
+        self,
+        format: ImageFormat,
+        top: Descriptor,
+        tag: &str,
+        docker: Option<&[u8]>,
+    ) -> Result<(), EmitError> {
+        let index = index(top, tag);
         let done = match format {
-            ImageFormat::Archive => self.archive(&index, &docker_manifest(tags, manifest, layers)),
+            ImageFormat::Archive => self.archive(&index, docker),
             ImageFormat::Layout => self.layout(&index),
         };
         done.map_err(|e| EmitError::write(&self.target, e))
     }
 
-    fn archive(&self, index: &[u8], docker: &[u8]) -> io::Result<()> {
+    fn archive(&self, index: &[u8], docker: Option<&[u8]>) -> io::Result<()> {
         let temporary = self.folder.path().join("image.tar");
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
         member(&mut out, "oci-layout", LAYOUT)?;
         member(&mut out, "index.json", index)?;
-        member(&mut out, "manifest.json", docker)?;
+        if let Some(docker) = docker {
+            member(&mut out, "manifest.json", docker)?;
+        }
         folder(&mut out, "blobs")?;
         folder(&mut out, "blobs/sha256")?;
         let names: io::Result<BTreeSet<_>> =
@@ -117,19 +132,27 @@ impl Output {
 }
 
 /// `index.json`; its annotations carry the full reference, from which Podman takes the name.
-fn index(image: &Image, tag: &str, manifest: &[u8]) -> Vec<u8> {
-    let mut entry = descriptor(OCI_MANIFEST, Digest::of(manifest), manifest.len() as u64);
-    let mut parts = image.platform.splitn(3, '/').map(str::to_owned);
-    entry.platform = Some(Platform {
-        os: parts.next().unwrap_or_default(),
-        architecture: parts.next().unwrap_or_default(),
-        variant: parts.next(),
-    });
+fn index(mut top: Descriptor, tag: &str) -> Vec<u8> {
     for key in [REF_NAME, CONTAINERD_NAME] {
-        entry.annotations.insert(key.to_owned(), full_reference(tag));
+        top.annotations.insert(key.to_owned(), full_reference(tag));
     }
-    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] });
+    index_of(&[top])
+}
+
+/// An index over `entries`, as it is stored.
+pub(super) fn index_of(entries: &[Descriptor]) -> Vec<u8> {
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
     index.to_string().into_bytes()
+}
+
+/// What an index says of something it lists.
+pub(super) fn entry(media_type: &str, bytes: &[u8], platform: Option<Platform>) -> Descriptor {
+    Descriptor { platform, ..descriptor(media_type, Digest::of(bytes), bytes.len() as u64) }
+}
+
+pub(super) fn platform_of(image: &Image) -> Option<Platform> {
+    let mut parts = image.platform.splitn(3, '/').map(str::to_owned);
+    Some(Platform { os: parts.next()?, architecture: parts.next()?, variant: parts.next() })
 }
 
 /// `manifest.json` as `docker load` reads it, its parts in the layout's blobs.

@@ -42,42 +42,59 @@ impl Base {
 }
 
 /// Where everything goes.
-pub(super) struct Plan {
+pub(super) struct Plan<'a> {
     /// For each layer of the original, the layer of the result that takes what is in force there.
     pub output_of: Vec<Option<usize>>,
     /// The layers of the result.
-    pub outputs: Vec<Output>,
-    /// The kept names of every inode that is no folder and has to be written.
-    pub groups: HashMap<u64, Vec<RootPath>>,
+    pub outputs: Vec<Output<'a>>,
 }
 
 /// A layer of the result.
-pub(super) enum Output {
+pub(super) enum Output<'a> {
     /// One that was written before, into a folder.
     Ready(PathBuf, Written),
     /// This layer of the original, byte for byte.
     Whole(usize),
     /// Kept paths of one layer or of several neighbours.
-    Filtered(Filtered),
+    Filtered(Filtered<'a>),
 }
 
 /// What a filtered layer has, in the order in which it is written.
 #[derive(Default)]
-pub(super) struct Filtered {
+pub(super) struct Filtered<'a> {
     /// The root's own entry.
     pub root: Option<Node>,
     /// Folders, each with those above it.
-    pub dirs: BTreeSet<RootPath>,
+    pub dirs: BTreeMap<RootPath, &'a Node>,
     /// What the base shows and the original does not.
     pub gone: BTreeSet<RootPath>,
-    /// Inodes, see [`Plan::groups`]. All names of one go to the layer that has the last of them:
-    /// Docker 20.10 refuses a hard link into a lower layer.
-    pub inodes: BTreeSet<u64>,
+    /// Everything else, by inode and name. All names of one inode go to the layer that has the last of
+    /// them: Docker 20.10 refuses a hard link into a lower layer.
+    pub files: Vec<(&'a RootPath, &'a Node)>,
 }
 
-impl Plan {
-    pub fn new(tree: &Tree, keep: &KeepSet, base: Option<&Base>) -> Self {
-        let kept = with_parents(tree, keep);
+impl<'a> Filtered<'a> {
+    /// The names of each inode in turn.
+    pub fn groups(&self) -> impl Iterator<Item = &[(&'a RootPath, &'a Node)]> {
+        self.files.chunk_by(|(_, a), (_, b)| a.inode == b.inode)
+    }
+
+    /// Names the folders above `path`: engines make missing ones with modes of their own.
+    fn above(&mut self, tree: &'a Tree, path: &RootPath) {
+        for above in path.ancestors().filter(|p| !p.is_root()) {
+            let Some(node) = tree.get(&above).filter(|node| !node.implied) else { continue };
+            if self.dirs.insert(above, node).is_some() {
+                return; // and so are those above it
+            }
+        }
+    }
+}
+
+type Kept<'a> = [(&'a RootPath, &'a Node)];
+
+impl<'a> Plan<'a> {
+    pub fn new(tree: &'a Tree, keep: &KeepSet, base: Option<&Base>) -> Self {
+        let kept = kept(tree, keep);
         let below = base.map_or(0, |base| base.layers.min(tree.layers.len()));
         let gone = base.map_or_else(BTreeMap::new, |base| gone(tree, base));
         let whole = whole(tree, &kept, below, &gone);
@@ -85,8 +102,8 @@ impl Plan {
     }
 
     fn with(
-        tree: &Tree,
-        kept: &BTreeSet<RootPath>,
+        tree: &'a Tree,
+        kept: &Kept<'a>,
         base: Option<&Base>,
         gone: &BTreeMap<RootPath, usize>,
         whole: &BTreeSet<usize>,
@@ -94,60 +111,101 @@ impl Plan {
         let layers = tree.layers.len();
         let below = base.map_or(0, |base| base.layers.min(layers));
         let stays = |layer: usize| layer < below || whole.contains(&layer);
-        let (groups, homes) = groups(tree, kept, stays);
-        let folders = folders(tree, kept, stays);
-        let used = homes.values().chain(folders.values()).chain(gone.values());
-        let mut used: BTreeSet<usize> = used.copied().chain(whole.iter().copied()).collect();
+        let homes = homes(kept);
+        let home = |node: &Node| homes.get(&node.inode).copied().unwrap_or(node.layer);
+        let files = || {
+            let files = kept.iter().filter(|(_, node)| node.kind != NodeKind::Dir);
+            files.map(|(path, node)| (*path, *node, home(node))).filter(|(.., at)| !stays(*at))
+        };
+        let folders = folders(kept, stays);
+        let mut used: BTreeSet<usize> = files().map(|(.., at)| at).collect();
+        used.extend(folders.iter().map(|(_, node)| node.layer));
+        used.extend(gone.values().chain(whole));
         let root = root(tree, stays, &mut used);
         if used.len() > MAX_LAYERS.saturating_sub(below) && !whole.is_empty() {
             // Neighbours will share a layer, and none of those can be whole.
             return Self::with(tree, kept, base, gone, &BTreeSet::new());
         }
         let (output_of, mut outputs) = slots(layers, below, &used, whole, base);
-        let mut on = |layer: usize, add: &mut dyn FnMut(&mut Filtered)| {
+        let mut on = |layer: usize, add: &mut dyn FnMut(&mut Filtered<'a>)| {
             let output = output_of[layer].and_then(|at| outputs.get_mut(at));
             if let Some(Output::Filtered(filtered)) = output {
                 add(filtered);
             }
         };
-        // Engines make missing parents with modes of their own: each layer names all it needs.
-        let above = |path: &RootPath| -> Vec<RootPath> {
-            let explicit = |p: &RootPath| tree.get(p).is_some_and(|node| !node.implied);
-            path.ancestors().filter(explicit).collect()
-        };
-        for (path, layer) in &folders {
-            on(*layer, &mut |to| {
-                to.dirs.extend(above(path));
-                to.dirs.insert(path.clone());
+        for (path, node) in folders {
+            on(node.layer, &mut |to| {
+                to.above(tree, path);
+                to.dirs.insert(path.clone(), node);
             });
         }
         for (path, layer) in gone {
             on(*layer, &mut |to| {
-                to.dirs.extend(above(path));
+                to.above(tree, path);
                 to.gone.insert(path.clone());
             });
         }
-        for (inode, names) in &groups {
-            on(homes[inode], &mut |to| {
-                names.iter().for_each(|name| to.dirs.extend(above(name)));
-                to.inodes.insert(*inode);
+        let mut last: Option<(&RootPath, usize)> = None;
+        for (path, node, at) in files() {
+            // Neighbours lie in one folder most often.
+            let near = last.is_some_and(|(other, same)| same == at && path.is_beside(other));
+            on(at, &mut |to| {
+                if !near {
+                    to.above(tree, path);
+                }
+                to.files.push((path, node));
             });
+            last = Some((path, at));
         }
         if let Some((layer, node)) = root {
             on(layer, &mut |to| to.root = Some(node.clone()));
         }
-        Self { output_of, outputs, groups }
+        for output in &mut outputs {
+            if let Output::Filtered(filtered) = output {
+                // They are in the order of their names, and stay so among themselves.
+                filtered.files.sort_by_key(|(_, node)| node.inode);
+            }
+        }
+        Self { output_of, outputs }
     }
 }
 
-/// The kept paths that the tree has, and the folders above them.
-pub(super) fn with_parents(tree: &Tree, keep: &KeepSet) -> BTreeSet<RootPath> {
-    let mut kept = BTreeSet::new();
-    for path in keep.paths.keys().filter(|path| tree.get(path).is_some()) {
-        kept.extend(path.ancestors().filter(|p| !p.is_root()));
-        kept.insert(path.clone());
+/// What the tree has of the kept paths, and the folders above them, in order.
+pub(super) fn kept<'a>(tree: &'a Tree, keep: &KeepSet) -> Vec<(&'a RootPath, &'a Node)> {
+    let parents = parents(tree, keep);
+    let mut wanted = keep.paths.keys().peekable();
+    let mut kept = Vec::new();
+    for (path, node) in &tree.nodes {
+        while wanted.next_if(|other| *other < path).is_some() {}
+        let named = wanted.peek().is_some_and(|other| *other == path);
+        if named || (node.kind == NodeKind::Dir && parents.contains(path)) {
+            kept.push((path, node.as_ref()));
+        }
     }
     kept
+}
+
+/// The folders above kept paths.
+fn parents(tree: &Tree, keep: &KeepSet) -> BTreeSet<RootPath> {
+    let mut parents = BTreeSet::new();
+    let mut last: Option<&RootPath> = None;
+    for path in keep.paths.keys() {
+        if last.is_some_and(|last| path.is_beside(last)) || !tree.has(path) {
+            continue;
+        }
+        last = Some(path);
+        for parent in path.ancestors().filter(|p| !p.is_root()) {
+            if !parents.insert(parent) {
+                break;
+            }
+        }
+    }
+    parents
+}
+
+/// The names of [`Base`]: the kept paths that the tree has, and the folders above them.
+pub(super) fn names(tree: &Tree, keep: &KeepSet) -> BTreeSet<RootPath> {
+    kept(tree, keep).into_iter().map(|(path, _)| path.clone()).collect()
 }
 
 /// What the base shows and the original has no more, with the layer that removed it. A name below one
@@ -171,13 +229,12 @@ fn gone(tree: &Tree, base: &Base) -> BTreeMap<RootPath, usize> {
 /// layer describes once more.
 fn whole(
     tree: &Tree,
-    kept: &BTreeSet<RootPath>,
+    kept: &Kept<'_>,
     below: usize,
     gone: &BTreeMap<RootPath, usize>,
 ) -> BTreeSet<usize> {
     let mut here = vec![0; tree.layers.len()];
-    for path in kept {
-        let Some(node) = tree.get(path).filter(|node| !node.implied) else { continue };
+    for (path, node) in kept.iter().filter(|(_, node)| !node.implied) {
         here[node.layer] += 1;
         if node.kind == NodeKind::Dir {
             let past = tree.past.get(path).into_iter().flatten();
@@ -185,48 +242,53 @@ fn whole(
         }
     }
     let removing: BTreeSet<usize> = gone.values().copied().collect();
+    let homes = homes(kept);
+    // A symlink that names go through must be in the result, and below.
+    let leads = |link: &RootPath, layer: usize| {
+        let at = kept.binary_search_by_key(&link, |(path, _)| path);
+        at.is_ok_and(|at| {
+            let node = kept[at].1;
+            let moved = homes.get(&node.inode).is_some_and(|home| *home >= layer);
+            matches!(node.kind, NodeKind::Symlink { .. }) && node.layer < layer && !moved
+        })
+    };
     let is_whole = |layer: &usize| {
         let shape = tree.shapes.get(*layer);
-        let all = shape.is_some_and(|s| !s.bound && s.named > 0 && s.named == here[*layer]);
+        let all = shape.is_some_and(|s| {
+            let led = s.through.iter().all(|link| leads(link, *layer));
+            !s.bound && s.named > 0 && s.named == here[*layer] && led
+        });
         all && !removing.contains(layer)
     };
     (below..tree.layers.len()).filter(is_whole).collect()
 }
 
-type Groups = HashMap<u64, Vec<RootPath>>;
-
-/// The names of each inode that is to be written, sorted, and the layer where they go.
-fn groups(
-    tree: &Tree,
-    kept: &BTreeSet<RootPath>,
-    stays: impl Fn(usize) -> bool,
-) -> (Groups, HashMap<u64, usize>) {
-    let (mut groups, mut homes) = (Groups::new(), HashMap::new());
-    for path in kept {
-        let Some(node) = tree.get(path).filter(|node| node.kind != NodeKind::Dir) else { continue };
-        groups.entry(node.inode).or_default().push(path.clone());
-        let home = homes.entry(node.inode).or_insert(0);
-        *home = node.layer.max(*home);
+/// Where the names of an inode go that has them in several layers: to the last one.
+fn homes(kept: &Kept<'_>) -> HashMap<u64, usize> {
+    let made = |node: &Node| usize::try_from(node.inode >> 32).unwrap_or(usize::MAX);
+    let mut homes = HashMap::new();
+    for (_, node) in kept.iter().filter(|(_, node)| node.kind != NodeKind::Dir) {
+        if made(node) != node.layer || homes.contains_key(&node.inode) {
+            let home = homes.entry(node.inode).or_insert(node.layer);
+            *home = node.layer.max(*home);
+        }
     }
-    homes.retain(|_, home| !stays(*home));
-    groups.retain(|inode, _| homes.contains_key(inode));
-    (groups, homes)
+    homes
 }
 
 /// The folders to be written for their own sake. An implied one stays implied by what it holds; an
 /// empty one must be named.
-fn folders(
-    tree: &Tree,
-    kept: &BTreeSet<RootPath>,
-    stays: impl Fn(usize) -> bool,
-) -> BTreeMap<RootPath, usize> {
-    let above: BTreeSet<RootPath> = kept.iter().filter_map(RootPath::parent).collect();
-    let named = |path: &RootPath| {
-        let node = tree.get(path)?;
-        let explicit = node.kind == NodeKind::Dir && (!node.implied || !above.contains(path));
-        (explicit && !stays(node.layer)).then(|| (path.clone(), node.layer))
+fn folders<'a>(kept: &Kept<'a>, stays: impl Fn(usize) -> bool) -> Vec<(&'a RootPath, &'a Node)> {
+    let holds = |at: usize| {
+        let (path, _) = kept[at];
+        // What lies in a folder comes soon after it: names like `/a-b` sort between `/a` and `/a/b`.
+        let after = kept[at + 1..].iter().map(|(other, _)| other);
+        let mut near = after.take_while(|other| other.as_bytes().starts_with(path.as_bytes()));
+        near.any(|other| other.is_within(path))
     };
-    kept.iter().filter_map(named).collect()
+    let all = kept.iter().enumerate().filter(|(_, (_, node))| node.kind == NodeKind::Dir);
+    let named = all.filter(|(at, (_, node))| (!node.implied || !holds(*at)) && !stays(node.layer));
+    named.map(|(_, folder)| *folder).collect()
 }
 
 /// The root as the topmost layer that names it has it, and the layer to say it in: above every whole
@@ -255,15 +317,15 @@ fn root(
 }
 
 /// Numbers the layers that have something; beyond the limit neighbours share a number.
-fn slots(
+fn slots<'a>(
     layers: usize,
     below: usize,
     used: &BTreeSet<usize>,
     whole: &BTreeSet<usize>,
     base: Option<&Base>,
-) -> (Vec<Option<usize>>, Vec<Output>) {
+) -> (Vec<Option<usize>>, Vec<Output<'a>>) {
     let mut output_of = vec![None; layers];
-    let mut outputs: Vec<Output> = Vec::new();
+    let mut outputs: Vec<Output<'a>> = Vec::new();
     match base.and_then(|base| base.written.as_ref()) {
         Some(shared) => {
             output_of[..below].clone_from_slice(&shared.output_of[..below]);

@@ -367,7 +367,7 @@ fn a_dropped_library_takes_its_own_needs_along() {
 }
 
 fn kept(tree: &Tree) -> KeepSet {
-    let paths = tree.nodes.keys().map(|p| (p.clone(), [Reason::Touched].into())).collect();
+    let paths = tree.nodes.keys().map(|p| (p.clone(), Reason::Touched.into())).collect();
     KeepSet { paths, ..KeepSet::default() }
 }
 

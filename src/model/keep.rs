@@ -62,10 +62,51 @@ impl Reason {
     }
 }
 
+/// A few reasons, sorted, in no more room than they need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reasons(Vec<Reason>);
+
+impl Reasons {
+    /// Adds a reason, if it is not there.
+    pub fn insert(&mut self, reason: Reason) {
+        if let Err(at) = self.0.binary_search(&reason) {
+            self.0.reserve_exact(1);
+            self.0.insert(at, reason);
+        }
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Reason> {
+        self.0.iter()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn contains(&self, reason: &Reason) -> bool {
+        self.0.contains(reason)
+    }
+}
+
+impl<'a> IntoIterator for &'a Reasons {
+    type Item = &'a Reason;
+    type IntoIter = std::slice::Iter<'a, Reason>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl From<Reason> for Reasons {
+    fn from(reason: Reason) -> Self {
+        Self(vec![reason])
+    }
+}
+
 /// The paths that stay, each with at least one reason, the first one found first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeepSet {
-    pub paths: BTreeMap<RootPath, BTreeSet<Reason>>,
+    pub paths: BTreeMap<RootPath, Reasons>,
     /// Every path of the tree that a `--drop` glob names, but for directories above kept paths.
     pub dropped: BTreeSet<RootPath>,
 }

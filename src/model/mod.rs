@@ -21,7 +21,7 @@ mod tree;
 pub use digest::{ChainId, DiffId, Digest, DigestError};
 pub use error::chain;
 pub use image::{ExposedPort, Healthcheck, ImageConfig};
-pub use keep::{KeepSet, Policy, Reason};
+pub use keep::{KeepSet, Policy, Reason, Reasons};
 pub use loss::LossKind;
 pub use merge::MergeError;
 pub use offer::{Lack, Offer};

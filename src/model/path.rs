@@ -87,6 +87,19 @@ impl RootPath {
             || (self.0.starts_with(other.as_bytes()) && self.0.get(other.0.len()) == Some(&b'/'))
     }
 
+    /// True if this lies in the directory `other` itself.
+    pub fn is_in(&self, other: &Self) -> bool {
+        let at = self.0.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        !self.is_root() && self.0[..at.max(1)] == *other.0
+    }
+
+    /// True if both lie in one directory.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        let folder = |path: &Self| path.0.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        let at = folder(self);
+        at == folder(other) && self.0[..at] == other.0[..at]
+    }
+
     /// The parents, nearest first, the root last.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> {
         std::iter::successors(self.parent(), Self::parent)

@@ -227,9 +227,14 @@ impl Tree {
 
     /// Regular files' bytes, each inode once, and the number of paths that are not directories.
     pub fn totals(&self) -> (u64, u64) {
+        self.totals_of(|_| true)
+    }
+
+    /// The same of the paths that `counts` picks; it is asked in order.
+    pub fn totals_of(&self, mut counts: impl FnMut(&RootPath) -> bool) -> (u64, u64) {
         let mut seen = std::collections::HashSet::new();
         let (mut files, mut bytes) = (0, 0);
-        for node in self.nodes.values() {
+        for (_, node) in self.nodes.iter().filter(|(path, _)| counts(path)) {
             match node.kind {
                 NodeKind::Dir => continue,
                 NodeKind::File { size, .. } if seen.insert(node.inode) => bytes += size,

@@ -22,6 +22,8 @@ pub struct Stack {
     implied: u64,
     /// The names of inodes that were linked; some may have gone since.
     links: HashMap<u64, Vec<RootPath>>,
+    /// The folder of the last entry, if it is there and stayed: entries come folder by folder.
+    last: Option<RootPath>,
     /// Metadata of the root itself, where a layer has an entry for it.
     root: Option<Meta>,
     /// Paths of this layer below which nothing of the layers below shows.
@@ -55,6 +57,7 @@ impl Stack {
         self.tree.layers.push(diff_id);
         self.tree.shapes.push(LayerShape::default());
         self.entry = 0;
+        self.last = None;
         self.cut.clear();
         self.hidden.clear();
         self.depends = false;
@@ -173,6 +176,9 @@ impl Stack {
 
     /// `path` with the symlinks above its last component resolved inside the root.
     fn real(&mut self, path: &RootPath, entry: &Entry) -> Result<RootPath, LayerError> {
+        if self.is_in_last(path) {
+            return Ok(path.clone());
+        }
         let parent = path.parent().unwrap_or_else(RootPath::root);
         if parent.is_root() || matches!(self.kind(&parent), Some(NodeKind::Dir)) {
             return Ok(path.clone());
@@ -194,8 +200,15 @@ impl Stack {
         LayerError::Entry { layer, diff_id, entry: entry.path.to_string(), why: why.into() }
     }
 
+    fn is_in_last(&self, path: &RootPath) -> bool {
+        self.last.as_ref().is_some_and(|last| path.is_in(last))
+    }
+
     /// Makes the folders above `path`, as far as nothing has them.
     fn parents(&mut self, path: &RootPath) {
+        if self.is_in_last(path) {
+            return;
+        }
         let mut above: Vec<RootPath> = path.ancestors().filter(|p| !p.is_root()).collect();
         above.reverse();
         for parent in above {
@@ -216,6 +229,7 @@ impl Stack {
                 }
             }
         }
+        self.last = path.parent();
     }
 
     fn implied_dir(&mut self) -> Node {
@@ -336,13 +350,19 @@ impl Stack {
 
     fn take(&mut self, path: &RootPath) -> Option<Arc<Node>> {
         self.remember(path);
-        self.tree.nodes.remove(path)
+        let node = self.tree.nodes.remove(path)?;
+        if node.kind == NodeKind::Dir {
+            self.last = None;
+        }
+        Some(node)
     }
 
     /// Removes what is at `path` so that something that is no directory can take its place.
     fn make_room(&mut self, path: &RootPath) {
-        if matches!(self.kind(path), Some(NodeKind::Dir)) {
-            self.cut.insert(path.clone());
+        match self.kind(path) {
+            None => return,
+            Some(NodeKind::Dir) => drop(self.cut.insert(path.clone())),
+            Some(_) => {}
         }
         self.remove(path);
     }

@@ -19,6 +19,8 @@ pub struct BuildSpec {
     pub image: String,
     pub access: Access,
     pub product: ProductSpec,
+    /// Write a Dockerfile in place of an image.
+    pub recipe: bool,
     pub policy: Policy,
     pub output: PathBuf,
     pub keep_going: bool,
@@ -61,6 +63,13 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     reporter.step("reading the image");
     let tree = rootfs::index(&image)?;
     let results = Results::open(&spec.output)?;
+    if spec.recipe {
+        reporter.step("writing the Dockerfile");
+        let (summary, allowlist) = wanted.recipe(&image, &tree, &profile, &spec.output)?;
+        results.remove_products()?;
+        results.seccomp(&allowlist)?;
+        return finish(spec, &results, &profile, summary);
+    }
     reporter.step("building the slim image");
     let file = results.image(spec.product.format);
     let product = wanted.produce(&image, &tree, &profile, &file)?;
@@ -68,9 +77,18 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     let mut summary = Summary::of(&image, &tree, &profile, &wanted.policy);
     summary.warnings.extend(wanted.warnings());
     summary.produced(&tree, &product);
+    finish(spec, &results, &profile, summary)
+}
+
+fn finish(
+    spec: &BuildSpec,
+    results: &Results,
+    profile: &Profile,
+    summary: Summary,
+) -> Result<Summary, PipelineError> {
     results.summary(&summary)?;
     if spec.profile != results.path("profile.json") {
-        write_json(&results.path("profile.json"), &profile)?;
+        write_json(&results.path("profile.json"), profile)?;
     }
     Ok(summary)
 }

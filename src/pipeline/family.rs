@@ -313,8 +313,7 @@ impl Work<'_> {
                 let below = own.is_some_and(|n| n.layer < layers || n.kind == NodeKind::Dir);
                 below && tree.has(path)
             });
-            let reason = BTreeSet::from([Reason::Family]);
-            keep.paths.extend(used.map(|path| (path.clone(), reason.clone())));
+            keep.paths.extend(used.map(|path| (path.clone(), Reason::Family.into())));
         }
         if let Some(base) = base {
             keep::add_names(&mut keep, tree, &base.names, &Reason::Family)?;

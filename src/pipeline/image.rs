@@ -39,7 +39,8 @@ pub(super) fn open_file(path: &Path) -> Result<Image, PipelineError> {
     let reference = path.to_str().ok_or_else(|| {
         PipelineError::Usage(format!("{} is not UTF-8: choose another folder", path.display()))
     })?;
-    Ok(source::open(reference, &source::Access::default())?)
+    let access = source::Access { ours: true, ..source::Access::default() };
+    Ok(source::open(reference, &access)?)
 }
 
 /// Why each path stays, for whoever asks with RUST_LOG=slim=debug.

@@ -8,6 +8,8 @@ mod doctor;
 mod family;
 mod host;
 mod image;
+mod index;
+mod load;
 mod play;
 mod product;
 mod push;
@@ -30,11 +32,14 @@ use crate::runtime::RuntimeError;
 use crate::seccomp::SeccompError;
 use crate::sink::SinkError;
 use crate::source::{Fault, SourceError};
+use crate::wire::WireError;
 
 pub use build::{BuildSpec, build, merge, read_globs, read_profile, seccomp_text};
 pub use doctor::{Check, doctor};
 pub use family::{Family, FamilySpec, build_family};
 pub use host::{Inspected, clean, inspect, store_gc, store_list};
+pub use index::{IndexSpec, Joined, index};
+pub use load::{LoadSpec, Loaded, load};
 pub use product::ProductSpec;
 pub use push::{PushSpec, push};
 pub use results::write_whole;
@@ -111,6 +116,9 @@ pub enum PipelineError {
 impl PipelineError {
     /// The exit code of the command line.
     pub fn exit(&self) -> u8 {
+        if let Some(code) = deep_exit(self) {
+            return code;
+        }
         match self {
             Self::Rootfs(RootfsError::Interrupted) | Self::Emit(EmitError::Interrupted) => {
                 exit::INTERRUPTED
@@ -133,6 +141,25 @@ impl PipelineError {
             Self::Emit(_) => exit::INTERNAL,
         }
     }
+}
+
+/// Where reading a layer failed for a reason that is not the image's: the registry went away, the
+/// disk is full.
+fn deep_exit(error: &PipelineError) -> Option<u8> {
+    use std::io::{Error, ErrorKind};
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<Error>() {
+            if matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+                return Some(exit::HOST);
+            }
+            if let Some(wire) = io.get_ref().and_then(|e| e.downcast_ref::<WireError>()) {
+                return Some(fault_exit(wire.fault()));
+            }
+        }
+        next = cause.source();
+    }
+    None
 }
 
 fn fault_exit(fault: Fault) -> u8 {

@@ -100,6 +100,26 @@ impl Wanted {
         keep::decide_for(profile, tree, &[&image.config, &edited], &self.policy)
     }
 
+    /// Writes a Dockerfile and what it needs into `folder`.
+    pub(super) fn recipe(
+        &self,
+        image: &Image,
+        tree: &Tree,
+        profile: &Profile,
+        folder: &Path,
+    ) -> Result<(Summary, Allowlist), PipelineError> {
+        let keep = self.decide(image, tree, profile)?;
+        let allowlist = seccomp::allowlist(profile, &self.policy)?;
+        let Self { tags, format, packing, edits, .. } = self;
+        let (format, packing, base) = (*format, *packing, None);
+        let order = Order { image, tree, keep: &keep, base, tags, format, packing, edits };
+        let recipe = emit::write_recipe(&order, folder)?;
+        let mut summary = Summary::of(image, tree, profile, &self.policy);
+        summary.decided(tree, &keep, &allowlist);
+        summary.recipe = Some(recipe);
+        Ok((summary, allowlist))
+    }
+
     /// Writes an image whose keep-set is decided.
     pub(super) fn write(
         &self,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::emit::Written;
+use crate::emit::{Recipe, Written};
 use crate::keep::Finding;
 use crate::model::{ChainId, DiffId, Digest, KeepSet, Loss, Policy, Profile, Tree};
 use crate::oci::Image;
@@ -36,6 +36,9 @@ pub struct Summary {
     /// The image that was written, if one was.
     #[serde(default)]
     pub output: Option<OutputIds>,
+    /// The Dockerfile that was written in place of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
     /// What the user asked to keep, drop and allow: `slim verify` reads it back.
     #[serde(default)]
     pub policy: Policy,
@@ -175,6 +178,7 @@ impl Summary {
             generated: Vec::new(),
             kept_by_reason: BTreeMap::new(),
             output: None,
+            recipe: None,
             policy: policy.clone(),
             script: None,
             recordings: profile.runs.len() as u64,
@@ -186,9 +190,7 @@ impl Summary {
 
     /// Adds what the keep-set and the allowlist say.
     pub fn decided(&mut self, tree: &Tree, keep: &KeepSet, allowlist: &Allowlist) {
-        let mut slim = tree.clone();
-        slim.nodes.retain(|path, _| keep.paths.contains_key(path));
-        let (files, bytes) = slim.totals();
+        let (files, bytes) = tree.totals_of(|path| keep.paths.contains_key(path));
         (self.files.after, self.bytes.after) = (files, bytes);
         self.kept_by_reason = keep.by_reason();
         self.syscalls.allowed = allowlist.why.len() as u64;

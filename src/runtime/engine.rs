@@ -46,6 +46,11 @@ impl Start {
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Why there is no embedded runtime, which makes every mount by `mount_setattr(2)`.
+pub(super) const NO_MOUNT_SETATTR: &str = "this kernel lacks mount_setattr";
+/// What to do without it.
+pub(super) const OTHER_RUNTIMES: &str = "use --runtime runc or crun, or Linux 5.12 or newer";
+
 impl Engine {
     pub fn find(kind: RuntimeKind) -> Result<Self, RuntimeError> {
         let name = match kind {
@@ -53,8 +58,8 @@ impl Engine {
                 if !crate::sys::probe::mount_setattr() {
                     return Err(RuntimeError::Host {
                         what: "the embedded runtime".to_owned(),
-                        why: "this kernel lacks mount_setattr".to_owned(),
-                        way_out: "use --runtime runc or crun, or Linux 5.12 or newer".to_owned(),
+                        why: NO_MOUNT_SETATTR.to_owned(),
+                        way_out: OTHER_RUNTIMES.to_owned(),
                     });
                 }
                 let version = "embedded libcontainer 0.7.0".to_owned();

@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 
 use crate::model::Digest;
 use crate::oci::manifest::{Descriptor, OCI_MANIFEST};
-use crate::wire::{Content, Location, Options, Reference, Referrer, Repository};
+use crate::wire::{Content, Options, Reference, Referrer, Repository};
 
 use super::SinkError;
 
@@ -42,7 +42,8 @@ pub fn attach(
 ) -> Result<Vec<Digest>, SinkError> {
     let wire = |source| SinkError::wire(name, source);
     let subject_digest = super::digest("the image", subject)?;
-    let repository = Arc::new(Repository::open(&Location::of(name), options).map_err(wire)?);
+    let target = Repository::target(name).map_err(wire)?;
+    let repository = Arc::new(Repository::open(&target, options).map_err(wire)?);
     let mut attached = Vec::new();
     for file in files {
         for bytes in [EMPTY, &file.bytes] {

@@ -1,4 +1,4 @@
-//! Results on their way to where they are used: registries.
+//! Results on their way to where they are used: registries, and the engines of this host.
 //!
 //! An image goes up blob by blob; what is there already is not sent, what the registry has in another
 //! repository is mounted, what broke off goes on. The manifest comes last, so that a name never
@@ -11,11 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::{Digest, DigestError};
 use crate::oci::manifest::{Descriptor, Index, Manifest, is_index, is_manifest};
-use crate::wire::{Content, Fault, Location, Options, Pushed, Reference, Repository, WireError};
+use crate::wire::{Content, Fault, Options, Pushed, Reference, Repository, WireError};
 
+mod archive;
 mod artifact;
+mod containerd;
+mod docker;
+mod engine;
+mod podman;
 
+pub use archive::Parcel;
 pub use artifact::{Attachment, attach};
+pub use engine::{Target, load};
 
 /// More than any manifest or index, bytes.
 const MAX_JSON: u64 = 16 << 20;
@@ -29,22 +36,26 @@ const STREAMS: usize = 4;
 pub enum SinkError {
     #[error("cannot push to {name}")]
     Wire { name: String, source: Box<WireError> },
-    #[error("cannot read {what} of the image that is to be pushed; build it again")]
+    #[error("cannot read {what} of the image that is to be handed on; build it again")]
     Read { what: String, source: std::io::Error },
     #[error(
-        "{what} of the image that is to be pushed is no valid JSON of its kind; build it again"
+        "{what} of the image that is to be handed on is no valid JSON of its kind; build it again"
     )]
     Json { what: String, source: serde_json::Error },
-    #[error("{what} of the image that is to be pushed has a digest that slim cannot read")]
+    #[error("{what} of the image that is to be handed on has a digest that slim cannot read")]
     Digest { what: String, source: DigestError },
     #[error(
-        "{what} of the image that is to be pushed has the media type {found:?}: no image is made of that"
+        "{what} of the image that is to be handed on has the media type {found:?}: no image is made of that"
     )]
     MediaType { what: String, found: String },
     #[error(
         "{name} asks for {want}, and the image is {got}: leave the digest out, it comes from the content"
     )]
     Pinned { name: String, want: Digest, got: Digest },
+    #[error("{engine} does not take the image: {why}")]
+    Engine { engine: &'static str, why: String },
+    #[error(transparent)]
+    Docker(#[from] crate::wire::engine::EngineError),
 }
 
 impl SinkError {
@@ -58,6 +69,10 @@ impl SinkError {
             Self::Wire { source, .. } if source.fault() == Fault::Image => Fault::Host,
             Self::Wire { source, .. } => source.fault(),
             Self::Pinned { .. } => Fault::Usage,
+            Self::Engine { .. } => Fault::Host,
+            // An image that is not there after it was loaded is the engine's doing, too.
+            Self::Docker(error) if error.fault() == Fault::Image => Fault::Host,
+            Self::Docker(error) => error.fault(),
             _ => Fault::Image,
         }
     }
@@ -101,7 +116,8 @@ pub fn push(
         return Err(SinkError::Pinned { name: name.to_string(), want, got: digest });
     }
     let wire = |source| SinkError::wire(name, source);
-    let repository = Arc::new(Repository::open(&Location::of(name), options).map_err(wire)?);
+    let target = Repository::target(name).map_err(wire)?;
+    let repository = Arc::new(Repository::open(&target, options).map_err(wire)?);
     let mut parts = Parts::default();
     parts.collect(image, image.top, 0)?;
     let from = mount_from

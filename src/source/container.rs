@@ -47,7 +47,14 @@ impl Container {
         }
         let read =
             |source| SourceError::Read { path: path.into(), what: "the archive".into(), source };
-        let mut file = File::open(path).map_err(read)?;
+        Self::of_file(File::open(path).map_err(read)?, path)
+    }
+
+    /// The same for a file that is open already; `path` is what messages call it.
+    pub fn of_file(mut file: File, path: &Path) -> Result<Self, SourceError> {
+        let read =
+            |source| SourceError::Read { path: path.into(), what: "the archive".into(), source };
+        file.seek(SeekFrom::Start(0)).map_err(read)?;
         let mut head = [0; 4];
         let n = file.read(&mut head).map_err(read)?;
         file.seek(SeekFrom::Start(0)).map_err(read)?;
@@ -193,7 +200,7 @@ pub(super) fn blob_name(digest: &Digest) -> String {
 }
 
 fn unpacked(mut from: impl Read) -> io::Result<File> {
-    let mut file = tempfile::tempfile()?;
+    let mut file = tempfile::tempfile_in(super::spool::folder())?;
     io::copy(&mut from, &mut file)?;
     Ok(file)
 }

@@ -1,8 +1,9 @@
-//! Finds an image: layout or archive on disk, or in a registry; and whether it may be used at all.
+//! Finds an image: on disk, on standard input, in an engine or a registry; and whether it may be used
+//! at all.
 //!
 //! Checks index, manifest and configuration; layers are checked by `oci::layer` while they are read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::model::{Digest, DigestError};
 use crate::oci::Image;
@@ -10,19 +11,19 @@ use crate::oci::limits::Limits;
 pub use crate::wire::Fault;
 
 mod container;
+mod daemon;
 mod docker;
 mod layout;
 mod limited;
+pub mod reference;
 pub mod registry;
+mod running;
 mod spool;
+mod stdin;
 mod stored;
 pub mod trust;
 
 pub use stored::{Stored, image_file, stored};
-
-use trust::Origin;
-
-use container::Container;
 
 /// Why an image could not be opened; [`SourceError::fault`] says what that means for the whole.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +33,22 @@ pub enum SourceError {
         path.display()
     )]
     NotFound { path: PathBuf },
-    #[error(
-        "{reference:?}: slim opens images from disk only; save it first, for instance with `skopeo copy {reference} oci-archive:image.tar`"
-    )]
-    Transport { reference: String },
+    #[error("{reference:?}: {why}")]
+    Transport { reference: String, why: String },
+    #[error("no image {name:?}; looked in{}", list(.tried))]
+    Nowhere { name: String, tried: Vec<String>, fault: Fault },
+    #[error("{engine} does not answer: {why}; is it running, and may you use it?")]
+    NoEngine { engine: String, why: String },
+    #[error("{engine} has no image {name:?}")]
+    NotInEngine { engine: &'static str, name: String },
+    #[error("{engine} does not give {name}: {why}")]
+    Engine { engine: &'static str, name: String, why: String },
+    #[error(transparent)]
+    Docker(#[from] crate::wire::engine::EngineError),
+    #[error("no container {name:?}; looked in{}", list(.tried))]
+    NoContainer { name: String, tried: Vec<String> },
+    #[error("cannot keep what comes from {from} in {}: set TMPDIR to a folder with room", folder.display())]
+    Spool { from: String, folder: PathBuf, source: std::io::Error },
     #[error(
         "{} is no image: {why}; an image is a folder with oci-layout, or a tar with index.json or manifest.json",
         path.display()
@@ -92,8 +105,31 @@ impl SourceError {
         match self {
             Self::Wire(error) => error.fault(),
             Self::Refused { .. } | Self::Pin { .. } | Self::NoPin { .. } => Fault::Policy,
-            Self::Policy { .. } => Fault::Usage,
+            Self::Policy { .. } | Self::Transport { .. } => Fault::Usage,
+            Self::Nowhere { fault, .. } => *fault,
+            Self::NoEngine { .. } | Self::Engine { .. } | Self::Spool { .. } => Fault::Host,
+            Self::Docker(error) => error.fault(),
             _ => Fault::Image,
+        }
+    }
+
+    /// As a part of a list of places, each named already.
+    fn shortly(&self) -> String {
+        match self {
+            Self::NoEngine { why, .. } => format!("no answer ({why})"),
+            Self::NotInEngine { .. } => "not there".to_owned(),
+            other => crate::model::chain(other),
+        }
+    }
+
+    /// True if the image may well be somewhere else.
+    fn look_on(&self) -> bool {
+        let wire =
+            |error: &crate::wire::WireError| matches!(error.fault(), Fault::Host | Fault::Image);
+        match self {
+            Self::NoEngine { .. } | Self::NotInEngine { .. } => true,
+            Self::Wire(error) => wire(error),
+            _ => false,
         }
     }
 }
@@ -109,6 +145,10 @@ pub struct Access {
     pub policy: Option<PathBuf>,
     /// How much an image may be, unpacked.
     pub limits: Limits,
+    /// A result of slim's own, for which nobody else has to vouch: no policy is asked.
+    pub ours: bool,
+    /// Hears where an image was found whose reference does not say it.
+    pub tell: Option<fn(&str)>,
 }
 
 impl Access {
@@ -118,111 +158,18 @@ impl Access {
     }
 }
 
-/// What the reference says the path is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Layout,
-    OciArchive,
-    DockerArchive,
-    ByContent,
-}
-
-/// Opens `reference` (`oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, `docker-archive:PATH[:REF]`, or a
-/// bare path recognised by its content) and picks the platform from an index.
+/// Opens the image that `reference` names, see [`reference`] for all the ways to name one, and picks
+/// the platform from an index. Policy and pin are checked before anything of it is unpacked.
 ///
-/// `docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST]` is an image in a registry; `@DIGEST` behind any other
-/// pins the manifest, or the index that it is picked from. Policy and pin are checked before
-/// anything of the image is unpacked.
+/// # Errors
+/// There is no such image, it is refused, or it is damaged; an engine or a registry does not answer.
 pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
-    Ok(limited::limited(find(reference, access)?, access.limits))
+    Ok(limited::limited(reference::open(reference, access)?, access.limits))
 }
 
-fn find(reference: &str, access: &Access) -> Result<Image, SourceError> {
-    if let Some(name) = reference.strip_prefix("docker://") {
-        return registry::read(name, access);
-    }
-    let (kind, rest) = split_transport(reference)?;
-    let (rest, pin) = split_pin(rest);
-    let (path, tag) = split_tag(rest)?;
-    trust::admit(access, &origin(kind, &path, tag))?;
-    let container = Container::open(&path)?;
-    let platform = access.platform.clone().unwrap_or_else(host_platform);
-    let is_oci = container.has("index.json");
-    let is_docker = container.has("manifest.json");
-    let wrong = |why: &str| SourceError::NotAnImage { path: path.clone(), why: why.into() };
-    match kind {
-        Kind::Layout if !path.is_dir() => Err(wrong("`oci:` wants a folder")),
-        Kind::Layout | Kind::OciArchive if !is_oci => Err(wrong("it has no index.json")),
-        Kind::DockerArchive if !is_docker => Err(wrong("it has no manifest.json")),
-        Kind::ByContent | Kind::Layout | Kind::OciArchive if is_oci => {
-            layout::read(container, tag, &platform, pin)
-        }
-        Kind::DockerArchive | Kind::ByContent if is_docker => match pin {
-            Some(want) => Err(SourceError::NoPin { path, want }),
-            None => docker::read(container, tag, &platform),
-        },
-        _ => Err(wrong("it has neither index.json nor manifest.json")),
-    }
-}
-
-fn split_transport(reference: &str) -> Result<(Kind, &str), SourceError> {
-    for (prefix, kind) in [
-        ("oci:", Kind::Layout),
-        ("oci-archive:", Kind::OciArchive),
-        ("docker-archive:", Kind::DockerArchive),
-    ] {
-        if let Some(rest) = reference.strip_prefix(prefix) {
-            return Ok((kind, rest));
-        }
-    }
-    let elsewhere = ["docker-daemon:", "containers-storage:", "registry:"];
-    if elsewhere.iter().any(|prefix| reference.starts_with(prefix)) {
-        return Err(SourceError::Transport { reference: reference.to_owned() });
-    }
-    Ok((Kind::ByContent, reference))
-}
-
-/// What a policy calls an image on disk; a bare path is what its content says.
-fn origin(kind: Kind, path: &Path, tag: Option<&str>) -> Origin {
-    let by_content = || match Container::open(path) {
-        _ if path.is_dir() => Kind::Layout,
-        Ok(container) if container.has("index.json") => Kind::OciArchive,
-        _ => Kind::DockerArchive,
-    };
-    let kind = if kind == Kind::ByContent { by_content() } else { kind };
-    let (path, image) = (path.to_owned(), tag.map(str::to_owned));
-    match kind {
-        Kind::Layout => Origin::Path { transport: "oci", path, image },
-        Kind::OciArchive => Origin::Path { transport: "oci-archive", path, image },
-        Kind::DockerArchive | Kind::ByContent => {
-            Origin::Unnamed { transport: "docker-archive", shown: path.display().to_string() }
-        }
-    }
-}
-
-/// `@sha256:…` at the end, unless a file is called so.
-fn split_pin(rest: &str) -> (&str, Option<Digest>) {
-    let split = rest.rsplit_once('@').filter(|_| !Path::new(rest).exists());
-    match split.and_then(|(path, pin)| Some((path, pin.parse::<Digest>().ok()?))) {
-        Some((path, pin)) => (path, Some(pin)),
-        None => (rest, None),
-    }
-}
-
-/// Paths may hold colons and so may tags: the longest prefix that exists is the path.
-fn split_tag(rest: &str) -> Result<(PathBuf, Option<&str>), SourceError> {
-    if Path::new(rest).exists() {
-        return Ok((PathBuf::from(rest), None));
-    }
-    for (at, _) in rest.rmatch_indices(':') {
-        if Path::new(&rest[..at]).exists() && at > 0 {
-            return Ok((
-                PathBuf::from(&rest[..at]),
-                Some(&rest[at + 1..]).filter(|t| !t.is_empty()),
-            ));
-        }
-    }
-    Err(SourceError::NotFound { path: PathBuf::from(rest) })
+/// What was looked at, a line each.
+fn list(tried: &[String]) -> String {
+    tried.iter().map(|one| format!("\n  {one}")).collect()
 }
 
 /// `os/architecture` of this host in the words of OCI (which are Go's).
@@ -264,22 +211,6 @@ fn full_name(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_longest_path_that_exists_is_the_path() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().to_str().unwrap();
-        std::fs::create_dir(dir.path().join("a:b")).unwrap();
-        for (rest, want) in [
-            (format!("{base}/a:b"), Some((format!("{base}/a:b"), None))),
-            (format!("{base}/a:b:1"), Some((format!("{base}/a:b"), Some("1")))),
-            (format!("{base}/a:b:x/y:1"), Some((format!("{base}/a:b"), Some("x/y:1")))),
-            (format!("{base}/none:1"), None),
-        ] {
-            let got = split_tag(&rest).ok().map(|(path, tag)| (path.display().to_string(), tag));
-            assert_eq!(got, want, "{rest}");
-        }
-    }
 
     #[test]
     fn a_wanted_name_may_be_the_tag_alone() {

@@ -54,7 +54,7 @@ impl Spool {
 }
 
 /// `$TMPDIR`, else where large temporary files belong; /tmp is often memory.
-fn folder() -> PathBuf {
+pub(super) fn folder() -> PathBuf {
     std::env::var_os("TMPDIR").filter(|t| !t.is_empty()).map_or("/var/tmp".into(), PathBuf::from)
 }
 

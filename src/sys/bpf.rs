@@ -339,6 +339,20 @@ mod tests {
         assert!(text.len() < 600, "{text}");
     }
 
+    /// The kernel's limit is a million; what Linux 6.18 counts, 6.1 counts about the same.
+    #[test]
+    fn the_verifier_looks_at_few_instructions() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // the kernel would not look at the programs
+        }
+        let bpf = Bpf::load(1 << 20, 1024).unwrap();
+        for part in &bpf.parts {
+            let program: &BtfTracePoint = bpf.ebpf.program(part.name).unwrap().try_into().unwrap();
+            let count = program.info().unwrap().verified_instruction_count();
+            assert!(count.is_none_or(|n| n < 80_000), "{}: {count:?}", part.name);
+        }
+    }
+
     #[test]
     fn of_a_long_log_the_end_is_told() {
         let log =

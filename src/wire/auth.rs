@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::{Method, header};
@@ -86,6 +86,9 @@ struct Token {
     access_token: String,
 }
 
+/// All but what a URL may hold as it is (RFC 3986, 2.3).
+const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 /// More than any token.
 const MAX: u64 = 1 << 20;
 
@@ -103,8 +106,7 @@ pub(super) fn bearer(
         what: format!("the request for a token at {realm}"),
         why,
     };
-    let pair =
-        |key: &str, value: &str| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
+    let pair = |key: &str, value: &str| format!("{key}={}", utf8_percent_encode(value, &RESERVED));
     let mut query = vec![pair("service", service)];
     let form;
     let call = if let Some(Credentials::Identity { token }) = credentials {

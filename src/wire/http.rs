@@ -1,11 +1,12 @@
 //! One HTTP call at a time, and what became of it.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Method, Request, Response, header};
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, Body, Proxy, SendBody};
 
 use super::{Options, WireError, tls};
 
@@ -48,7 +49,10 @@ impl<'a> Call<'a> {
 
 /// Connections to a host under one set of certificates.
 pub(super) fn agent(host: &str, options: &Options, unchecked: bool) -> Result<Agent, WireError> {
+    // As Go's clients do it: what is on this machine is not reached through a proxy.
+    let proxy = if is_local(host) { None } else { Proxy::try_from_env() };
     let config = Agent::config_builder()
+        .proxy(proxy)
         .tls_config(tls::config(host, options, unchecked)?)
         // A redirect from TLS to plain HTTP is no better than plain HTTP.
         .https_only(!options.plain_http && !unchecked)
@@ -61,6 +65,12 @@ pub(super) fn agent(host: &str, options: &Options, unchecked: bool) -> Result<Ag
         .timeout_per_read(Some(PER_READ))
         .build();
     Ok(config.new_agent())
+}
+
+fn is_local(host: &str) -> bool {
+    let port = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+    let name = port.map_or(host, |(name, _)| name).trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Sends a call once. `Ok(Err(_))` is a network that failed, `Err(_)` content that cannot be read.

@@ -13,6 +13,7 @@ use crate::model::Digest;
 
 mod auth;
 mod credentials;
+pub mod engine;
 mod http;
 mod pull;
 mod push;

@@ -161,6 +161,8 @@ impl Repository {
         let response = self.call(&Call::new(Method::PUT, close), &Scope::Push)?;
         match response.status() {
             StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(()),
+            // Its first answer may have got lost, and then there is no upload any more to close.
+            StatusCode::NOT_FOUND if self.has_blob(digest)? => Ok(()),
             _ => Err(self.failure(response, &what)),
         }
     }

@@ -70,15 +70,30 @@ pub fn locations(reference: &Reference) -> Result<Vec<Location>, WireError> {
     choose(reference, &read?)
 }
 
-fn choose(
-    reference: &Reference,
-    files: &[(PathBuf, Vec<Registry>)],
-) -> Result<Vec<Location>, WireError> {
+/// Where to push to: the name itself. Of the files only `insecure` counts for that.
+///
+/// # Errors
+/// The files cannot be read.
+pub fn target(reference: &Reference) -> Result<Location, WireError> {
+    let files: Vec<_> = files().into_iter().map(read).collect::<Result<_, _>>()?;
+    let insecure = entry(reference, &files).is_some_and(|(_, entry)| entry.insecure);
+    Ok(Location { insecure, ..Location::of(reference) })
+}
+
+/// A file with its entries.
+type Read = (PathBuf, Vec<Registry>);
+
+/// The entry that counts. A later file replaces an earlier one's entry of the same prefix; the
+/// longest prefix counts.
+fn entry<'a>(reference: &Reference, files: &'a [Read]) -> Option<(&'a PathBuf, &'a Registry)> {
     let full = reference.to_string();
-    // A later file replaces an earlier one's entry of the same prefix; the longest prefix counts.
     let all = files.iter().flat_map(|(path, list)| list.iter().map(move |entry| (path, entry)));
     let fitting = all.filter(|(_, entry)| covers(entry.prefix(), &full, &reference.host));
-    let Some((path, entry)) = fitting.max_by_key(|(_, entry)| entry.prefix().len()) else {
+    fitting.max_by_key(|(_, entry)| entry.prefix().len())
+}
+
+fn choose(reference: &Reference, files: &[Read]) -> Result<Vec<Location>, WireError> {
+    let Some((path, entry)) = entry(reference, files) else {
         return Ok(vec![Location::of(reference)]);
     };
     if entry.blocked {
@@ -163,7 +178,7 @@ fn drop_ins(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn read(path: PathBuf) -> Result<(PathBuf, Vec<Registry>), WireError> {
+fn read(path: PathBuf) -> Result<Read, WireError> {
     let config = |why: String| WireError::Config { path: path.clone(), why };
     let text = std::fs::read_to_string(&path).map_err(|error| config(error.to_string()))?;
     let file: File = toml::from_str(&text).map_err(|error| config(error.to_string()))?;

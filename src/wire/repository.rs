@@ -26,6 +26,8 @@ pub struct Repository {
     credentials: Option<Credentials>,
     /// Authorization by scope, as far as registries asked for it.
     tokens: Mutex<HashMap<String, String>>,
+    /// Held while a token is asked for: the others wait for it and take the same.
+    asking: Mutex<()>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -52,6 +54,14 @@ impl Repository {
         registries::locations(reference)
     }
 
+    /// Where to push `reference` to: never to a mirror.
+    ///
+    /// # Errors
+    /// A configuration file that is wrong.
+    pub fn target(reference: &Reference) -> Result<Location, WireError> {
+        registries::target(reference)
+    }
+
     /// Gets ready for a repository. Nothing is sent yet, unless the location is marked insecure:
     /// then TLS without checks is tried before plain HTTP.
     ///
@@ -70,8 +80,9 @@ impl Repository {
             }
         }
         debug!(%base, repository = %location.repository, ?credentials, "registry");
-        let (name, tokens) = (location.repository.clone(), Mutex::default());
-        Ok(Self { host, name, base, agent, credentials, tokens })
+        let (tokens, asking) = (Mutex::default(), Mutex::default());
+        let name = location.repository.clone();
+        Ok(Self { host, name, base, agent, credentials, tokens, asking })
     }
 
     /// `host/repository`.
@@ -143,10 +154,14 @@ impl Repository {
             match response.status() {
                 StatusCode::UNAUTHORIZED if own && !asked => {
                     asked = true;
-                    let Some(token) = self.authorize(&response, &scopes)? else {
-                        return Ok(response);
-                    };
-                    self.lock().insert(key.clone(), token);
+                    let _alone = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+                    let others = self.lock().get(&key).cloned();
+                    if others == token {
+                        let Some(token) = self.authorize(&response, &scopes)? else {
+                            return Ok(response);
+                        };
+                        self.lock().insert(key.clone(), token);
+                    }
                     tried = 0;
                 }
                 status if tried < tries && is_passing(status) => {
@@ -221,7 +236,13 @@ fn pause(tried: u32, retry_after: Option<&str>) {
 /// The message in an error's body (distribution spec, "Error Codes"), fit for a terminal.
 fn message(body: &[u8]) -> String {
     let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    let errors = json["errors"].as_array().cloned().unwrap_or_default();
+    let Some(errors) = json["errors"].as_array() else {
+        // Servers before the registry, and Go's TLS server when it is spoken to in plain HTTP.
+        let text = String::from_utf8_lossy(body);
+        let line = text.lines().next().unwrap_or_default();
+        let line = if line.contains('<') { "" } else { line };
+        return line.chars().filter(|c| !c.is_control()).take(200).collect();
+    };
     let one = |error: &serde_json::Value| {
         let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
         let (code, message) = (text("code"), text("message"));

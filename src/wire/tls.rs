@@ -38,6 +38,32 @@ pub(super) fn config(
         .build())
 }
 
+/// The TLS settings that Docker's client keeps in `folder`: `ca.pem`, `cert.pem`, `key.pem`.
+pub(super) fn docker(folder: &Path) -> Result<TlsConfig, WireError> {
+    let mut roots = Vec::new();
+    let authority = folder.join("ca.pem");
+    if authority.exists() {
+        roots.extend(certificates(&authority)?);
+    } else {
+        let native = rustls_native_certs::load_native_certs();
+        roots.extend(native.certs.iter().map(|cert| Certificate::from_der(cert).to_owned()));
+    }
+    let cert = folder.join("cert.pem");
+    let client = if cert.exists() {
+        let chain = certificates(&cert)?;
+        let key = private_key(&folder.join("key.pem"), &chain)?;
+        Some(ClientCert::new_with_certs(&chain, key))
+    } else {
+        None
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .client_cert(client)
+        .unversioned_rustls_crypto_provider(provider)
+        .build())
+}
+
 fn folders(host: &str, options: &Options) -> Vec<PathBuf> {
     let shared = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
     let own = home().map(|home| home.join(".config/containers/certs.d"));

@@ -725,3 +725,17 @@ fn the_table_names_tests_that_exist() {
         assert!(!test || name.starts_with("the_") || table.contains(name), "{name} is in no row");
     }
 }
+
+/// What the fences cost a layer; the figure is in docs/hostile.md.
+#[test]
+fn the_confinement_costs_little() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        let keep = rustix::thread::CapabilitySet::SYS_ADMIN;
+        slim::sys::confine::run(dir.path(), keep, |_| ());
+    }
+    let each = start.elapsed() / 100;
+    eprintln!("confining a thread took {each:?}");
+    assert!(each.as_millis() < 100, "{each:?}");
+}

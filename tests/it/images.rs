@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use slim::emit::{ImageFormat, write_image};
-use slim::model::{KeepSet, Node, NodeKind, Reason, RootPath, Tree};
+use slim::model::{KeepSet, Node, NodeKind, Reason, Reasons, RootPath, Tree};
 use slim::oci::Image;
 use slim::oci::layer::EntryKind;
 use slim::rootfs::{Store, changes, index};
@@ -17,7 +17,7 @@ use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 
 /// Everything stays.
 pub fn keep_all(tree: &Tree) -> KeepSet {
-    let reasons = BTreeSet::from([Reason::Policy("/**".into())]);
+    let reasons = Reasons::from(Reason::Policy("/**".into()));
     let paths = tree.nodes.keys().map(|path| (path.clone(), reasons.clone())).collect();
     KeepSet { paths, ..KeepSet::default() }
 }

@@ -1,9 +1,11 @@
 //! One test binary, one file per capability.
 
 mod backends;
+mod bpf_stack;
 mod cli;
 mod container;
 mod doctor;
+mod engines;
 mod fidelity;
 mod hostile;
 mod images;

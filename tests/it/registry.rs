@@ -14,6 +14,7 @@ use crate::support::registry::{Breaking, Cut, LOGIN, Registry, drain, free_port,
 use crate::support::{Need, have, outcome, sh, slim};
 
 mod push;
+mod token;
 mod trust;
 
 const NEEDS: [Need; 4] = [
@@ -239,6 +240,8 @@ fn certificates_and_credentials_are_found_where_docker_and_podman_keep_them() {
     let (code, text) = inspect(&["--authfile", good_file], &[]);
     assert_eq!(code, 0, "{text}");
     std::fs::remove_file(own).unwrap();
+    let (code, text) = inspect(&["--plain-http", "--authfile", good_file], &[]);
+    assert!(code == 3 && text.contains("HTTPS"), "plain HTTP to TLS: {code} {text}");
     if rustix::process::geteuid().is_root() {
         for folder in ["/etc/docker/certs.d", "/etc/containers/certs.d"] {
             let folder = Path::new(folder).join(&host);
@@ -265,12 +268,19 @@ fn mirrors_come_first_and_blocked_names_never() {
         format!(
             "[[registry]]\nprefix = \"main.example/team\"\nlocation = \"127.0.0.1:{gone}/team\"\ninsecure = true\n\
              [[registry.mirror]]\nlocation = \"127.0.0.1:{gone}/empty\"\ninsecure = true\n\
-             [[registry.mirror]]\nlocation = \"{}/copies/team\"\ninsecure = true\n\
+             [[registry.mirror]]\nlocation = \"{0}/copies/team\"\ninsecure = true\n\
+             [[registry]]\nlocation = \"{0}\"\ninsecure = true\n\
              [[registry]]\nlocation = \"bad.example\"\nblocked = true\n",
             mirror.host()
         ),
     );
-    let variables = [("CONTAINERS_REGISTRIES_CONF", file.to_str().unwrap())];
+    // A proxy that is not there: what is on this machine is not asked of it.
+    let proxy = format!("http://127.0.0.1:{gone}");
+    let variables = [
+        ("CONTAINERS_REGISTRIES_CONF", file.to_str().unwrap()),
+        ("HTTP_PROXY", proxy.as_str()),
+        ("HTTPS_PROXY", proxy.as_str()),
+    ];
     let inspect = |name: &str| run(dir.path(), &["inspect", name, "--json"], &variables);
     let (code, text) = inspect("docker://main.example/team/app:1");
     assert_eq!(code, 0, "{text}");
@@ -282,6 +292,10 @@ fn mirrors_come_first_and_blocked_names_never() {
     assert_eq!(code, 4, "the registry itself, which is asked last, is not there: {text}");
     let (code, text) = inspect("docker://bad.example/app:1");
     assert!(code == 9 && text.contains("registries.conf"), "{code} {text}");
+    // For a push only `insecure` counts.
+    let target = format!("{}/pushed:1", mirror.host());
+    let (code, text) = run(dir.path(), &["push", layout.to_str().unwrap(), &target], &variables);
+    assert_eq!(code, 0, "{text}");
 }
 
 #[test]
@@ -309,6 +323,21 @@ fn layers_come_once_and_go_on_where_the_connection_broke() {
     }
     // The configuration, two layers, and the two continuations: nothing twice.
     assert_eq!(registry.requests("GET /v2/app/blobs/") - before, 5);
+}
+
+#[test]
+fn a_registry_that_goes_away_is_no_fault_of_the_image() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::plain();
+    let dir = tempfile::tempdir().unwrap();
+    registry.fill(&oci(&small(dir.path(), "a")), "app:1");
+    let name = format!("docker://{}/app:1", registry.host());
+    let image = slim::source::open(&name, &Registry::access()).unwrap();
+    drop(registry);
+    let error = slim::pipeline::PipelineError::from(index(&image).err().unwrap());
+    assert_eq!(error.exit(), slim::pipeline::exit::HOST, "{error}");
 }
 
 #[test]

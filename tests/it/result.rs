@@ -208,7 +208,7 @@ fn a_kept_base_stays_whole_and_what_lies_above_counts() {
         let names = tree.names_at(layers);
         slim::keep::add_names(&mut keep, &tree, &names, &Reason::Base).unwrap();
         let late = path("/late");
-        keep.paths.insert(late.clone(), BTreeSet::from([Reason::Touched]));
+        keep.paths.insert(late.clone(), Reason::Touched.into());
         let base = Base::whole(&tree, layers);
         let target = dir.path().join(format!("slim{layers}"));
         let (emitted, slim) = write(&image, &tree, &keep, Some(&base), Packing::default(), &target);
@@ -525,4 +525,46 @@ fn images_of_a_family_share_their_slim_layers() {
         let (code, text) = again(args);
         assert!(code == 2 && text.contains(hint), "{args:?}: {code} {text}");
     }
+}
+
+#[test]
+fn results_of_several_platforms_become_one_image() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for (name, arch) in [("a", "amd64"), ("b", "arm64"), ("c", "amd64")] {
+        let folder = dir.path().join(name);
+        let layout = ImageFixture::default().layer(layer().file("same", "1").file("arch", arch));
+        let layout = layout.tag("shop/web:1").platform(arch).write(&folder);
+        let reference = format!("oci:{}", layout.display());
+        let access = Access::platform(&format!("linux/{arch}"));
+        let image = slim::source::open(&reference, &access).unwrap();
+        let tree = index(&image).unwrap();
+        let target = folder.join("image");
+        let (tags, edits) = (["shop/web:1".to_owned()], Edits::default());
+        let (keep, format, packing) = (keep_all(&tree), ImageFormat::Layout, Packing::default());
+        let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
+        let order = Order { image, tree, keep, base: None, tags, format, packing, edits };
+        slim::emit::write(&order, &target).unwrap();
+    }
+    let run = |args: &[&str]| outcome(&slim(dir.path()).arg("index").args(args).output().unwrap());
+    for (format, place) in [("layout", "out/image"), ("archive", "out/image.tar")] {
+        let (code, text) =
+            run(&["a", "b", "--tag", "shop/both:1", "--format", format, "-o", "out"]);
+        assert!(code == 0 && text.contains("linux/arm64"), "{text}");
+        for arch in ["amd64", "arm64"] {
+            let access = Access::platform(&format!("linux/{arch}"));
+            let place = dir.path().join(place).display().to_string();
+            let image = slim::source::open(&place, &access).unwrap();
+            assert_eq!(image.platform, format!("linux/{arch}"));
+            assert_eq!(image.name.as_deref(), Some("shop/both:1"));
+            assert_eq!(index(&image).unwrap().nodes.len(), 2);
+            if have(&[Need::Program("skopeo")]) {
+                let transport = if format == "layout" { "oci" } else { "oci-archive" };
+                let name = format!("{transport}:{place}");
+                let seen = sh("skopeo", &["--override-arch", arch, "inspect", &name]);
+                assert!(seen.contains(&format!(r#""Architecture": "{arch}""#)), "{seen}");
+            }
+        }
+    }
+    let (code, text) = run(&["a", "c", "-o", "out2"]);
+    assert!(code == 2 && text.contains("linux/amd64"), "{code} {text}");
 }

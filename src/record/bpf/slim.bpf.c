@@ -169,7 +169,8 @@ struct thread {
 	u32 entered;     // runs what the image holds: executed with an overlay as its root
 	u32 call;        // 1 + number | arch << 31 of the call it is in; or ELSEWHERE
 	u64 root, pwd;   // names of where it stood before a call that moves it
-	u32 pad[8];
+	u64 mounts;      // key of the mounts that the reader knows it to see
+	u32 pad[6];
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_STACK); __uint(max_entries, 65536); __uint(value_size, 4); } unused SEC(".maps");
@@ -602,14 +603,19 @@ __noinline int send_mounts(u64 addr)
 	return send(o, 0);
 }
 
-// The reader knows the mounts that the current task sees.
-static __always_inline void tell_mounts(struct task_struct *task)
+// The reader knows the mounts that the current task sees, unless that is a runtime which is still at the
+// host's root. Called by programs and not where paths are looked at: it needs four frames of its own.
+static __always_inline void tell_mounts(struct thread *t, struct task_struct *task)
 {
 	struct mnt_namespace *ns = task->nsproxy->mnt_ns;
 	u64 addr = 0, key = mounts_key(ns);
-	if (known(key)) return;
-	bpf_probe_read_kernel(&addr, sizeof(addr), &task->nsproxy->mnt_ns);
-	if (addr && send_mounts(addr)) remember(key);
+	if (t->mounts == key || !watched(task->fs->root.dentry->d_sb)) return;
+	if (!known(key)) {
+		bpf_probe_read_kernel(&addr, sizeof(addr), &task->nsproxy->mnt_ns);
+		if (!addr || !send_mounts(addr)) return;
+		remember(key);
+	}
+	t->mounts = key;
 }
 
 // ---- paths ----------------------------------------------------------------------------------
@@ -659,17 +665,30 @@ static __noinline u64 address_key(u64 dentry)
 	return mix(h, bpf_ktime_get_ns());
 }
 
-static __always_inline u64 file_key(u64 addr)
+// `struct path` as it always was, of one that is known by its address only.
+struct place { u64 mnt, dentry; };
+
+static __always_inline struct place place_at(u64 path)
 {
-	struct { u64 mnt, dentry; } path = {}; // struct path as it always was
-	bpf_probe_read_kernel(&path, sizeof(path), (void *)addr + bpf_core_field_offset(struct file, f_path));
-	return mix(address_key(path.dentry), path.mnt);
+	struct place p = {};
+	bpf_probe_read_kernel(&p, sizeof(p), (void *)path);
+	return p;
 }
 
-static __always_inline u64 file_name(u64 addr, u64 key)
+static __always_inline struct place file_place(u64 file)
 {
-	struct file *file = (void *)addr;
-	return name_of(key, (u64)BPF_CORE_READ(file, f_path.dentry), (u64)BPF_CORE_READ(file, f_path.mnt));
+	return place_at(file + bpf_core_field_offset(struct file, f_path));
+}
+
+static __always_inline u64 place_key(struct place p)
+{
+	return mix(address_key(p.dentry), p.mnt);
+}
+
+static __always_inline int on_overlay(struct place p)
+{
+	struct dentry *d = (void *)p.dentry;
+	return d && watched(BPF_CORE_READ(d, d_sb));
 }
 
 static __noinline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
@@ -710,7 +729,8 @@ __noinline int path_used(struct use *u)
 	struct task_struct *task = self();
 	struct fs_struct *fs = task->fs;
 	struct out *o = ONLY(scratch);
-	u64 key, root, base = 0, file = 0;
+	struct place folder = {};
+	u64 key, root, base = 0;
 	struct thread *t;
 	int absolute;
 
@@ -724,18 +744,18 @@ __noinline int path_used(struct use *u)
 	key = hash_data(mix(key, u->flags), u->len);
 	root = u->moves ? t->root : path_key(&fs->root);
 	key = mix(key, root);
-	key = mix(key, mounts_key(task->nsproxy->mnt_ns));
+	key = mix(key, u->mounts ? mounts_key(task->nsproxy->mnt_ns) : t->mounts);
 	if (!absolute && u->fd == AT_FDCWD) {
 		base = u->moves ? t->pwd : path_key(&fs->pwd);
 	} else if (!absolute) {
-		file = file_of(task, u->fd);
-		if (file) base = file_key(file);
+		u64 file = file_of(task, u->fd);
+		if (file) folder = file_place(file);
+		if (folder.dentry) base = place_key(folder);
 	}
 	key = mix(key, base);
 	if (known(key)) return 0;
 	// a runtime that is still at the host's root
 	if (u->moves ? !root : !watched(fs->root.dentry->d_sb)) return 0;
-	if (!u->mounts) tell_mounts(task);
 	begin(o, PATH, t);
 	o->head.arch = u->arch;
 	o->head.number = u->nr;
@@ -750,8 +770,8 @@ __noinline int path_used(struct use *u)
 	if (!absolute && u->fd == AT_FDCWD) {
 		o->head.base = u->moves ? base : path_name(&fs->pwd, base);
 		if (!o->head.base) return 0;
-	} else if (file) {
-		o->head.base = file_name(file, base);
+	} else if (folder.dentry) {
+		o->head.base = name_of(base, folder.dentry, folder.mnt);
 		if (!o->head.base) return 0;
 	} else if (!absolute) {
 		o->head.flags |= BASE_UNKNOWN;
@@ -1068,16 +1088,17 @@ static __noinline int note_error(struct thread *t, struct slot *s, u32 kind, u32
 __noinline int mapped(struct use *u, s32 fd)
 {
 	struct out *o = ONLY(scratch);
-	struct file *file;
+	struct place place;
 	struct thread *t;
-	u64 name, key, addr;
+	u64 name, key, file;
 	if (!o || !u) return 0;
 	t = thread_of(u->pid);
 	if (!t) return 0;
-	addr = file_of(self(), fd);
-	file = (void *)addr;
-	if (!addr || !watched(BPF_CORE_READ(file, f_path.dentry, d_sb))) return 0;
-	name = file_key(addr);
+	file = file_of(self(), fd);
+	if (!file) return 0;
+	place = file_place(file);
+	if (!on_overlay(place)) return 0;
+	name = place_key(place);
 	key = mix(name, 0x3a9 | class_of(t) << 16);
 	if (known(key)) return 0;
 	begin(o, MAP, t);
@@ -1085,7 +1106,7 @@ __noinline int mapped(struct use *u, s32 fd)
 	o->head.number = u->nr;
 	o->head.mnt_ns = self()->nsproxy->mnt_ns->ns.inum;
 	o->head.flags |= EXE_ON_OVERLAY;
-	o->head.exe = file_name(addr, name);
+	o->head.exe = name_of(name, place.dentry, place.mnt);
 	if (o->head.exe && send(o, 0)) remember(key);
 	return 0;
 }
@@ -1180,6 +1201,8 @@ int slim_exit(u64 *ctx)
 	if (errno_of(ret)) note_error(t, s, FAILED, call, ret);
 	if (!s->call.path[0] && !s->call.what) return 0;
 	u.ret = ret < -4095 ? 0 : ret > 0x7fffffff ? 0x7fffffff : (s32)ret;
+	// after a call that changed the mounts they are others than when it looked
+	if (s->call.what != MOUNTS && s->call.what != PIVOT) tell_mounts(t, self());
 	if (s->call.path[0]) path_argument(&u, regs, &s->call);
 	if (s->call.path[1]) {
 		u.which = 1;
@@ -1194,7 +1217,7 @@ int slim_exit(u64 *ctx)
 #define OUTSIDE 0xffff
 
 // The role that a task's place in the tree of cgroups gives it, or OUTSIDE of the recorded one.
-__noinline u32 place_at(u64 addr)
+__noinline u32 role_at(u64 addr)
 {
 	struct css_set *set = (void *)addr;
 	struct config *c = ONLY(config);
@@ -1222,11 +1245,11 @@ inside:
 	return MAIN;
 }
 
-static __always_inline u32 place_of(struct task_struct *task)
+static __always_inline u32 role_of(struct task_struct *task)
 {
 	u64 addr = 0;
 	bpf_probe_read_kernel(&addr, sizeof(addr), &task->cgroups);
-	return place_at(addr);
+	return role_at(addr);
 }
 
 // A thread begins to be recorded.
@@ -1296,7 +1319,7 @@ int slim_attach(u64 *ctx)
 	struct moving m = {};
 	struct thread t = {};
 	struct out *o = ONLY(scratch);
-	m.role = place_of(task);
+	m.role = role_of(task);
 	if (m.role == OUTSIDE && !thread_of(task->pid)) return 0;
 	m.tgid = reader_pid(task);
 	bpf_probe_read_kernel(&m.end, sizeof(m.end), &task->signal);
@@ -1323,7 +1346,7 @@ int slim_fork(u64 *ctx)
 	int process = cpid == child->tgid;
 
 	if (!o) return 0;
-	role = place_of(child);
+	role = role_of(child);
 	if (role != OUTSIDE) {
 		// forked here, or cloned into the cgroup from outside (CLONE_INTO_CGROUP)
 		if (t) copy = *t;
@@ -1381,19 +1404,15 @@ static __noinline int is_hook(struct task_struct *task, struct thread *t)
 
 // The name of what is mapped. Since Linux 6.5 an overlay maps the file below, behind which the path above
 // is kept; the flag that tells such files has moved about. Behind another file there is no overlay's path.
-static __noinline u64 mapped_name(u64 addr)
+static __noinline u64 mapped_name(u64 file)
 {
-	struct path *path = (void *)(addr + bpf_core_field_offset(struct file, f_path));
-	struct dentry *dentry = BPF_CORE_READ(path, dentry);
-	u64 mnt;
-	if (!watched(BPF_CORE_READ(dentry, d_sb))) {
+	struct place p = file_place(file);
+	if (!on_overlay(p)) {
 		if (!bpf_core_field_exists(struct backing_file, user_path)) return 0; // before 6.7 it maps itself
-		path = (void *)(addr + bpf_core_field_offset(struct backing_file, user_path));
-		dentry = BPF_CORE_READ(path, dentry);
-		if (!dentry || !watched(BPF_CORE_READ(dentry, d_sb))) return 0;
+		p = place_at(file + bpf_core_field_offset(struct backing_file, user_path));
+		if (!on_overlay(p)) return 0;
 	}
-	mnt = (u64)BPF_CORE_READ(path, mnt);
-	return name_of(mix(address_key((u64)dentry), mnt), (u64)dentry, mnt);
+	return name_of(place_key(p), p.dentry, p.mnt);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -1430,7 +1449,7 @@ int slim_exec(u64 *ctx)
 	if (watched(fs->root.dentry->d_sb)) {
 		if (!t->entered && is_hook(task, t)) t->role = HOOK;
 		t->entered = 1;
-		tell_mounts(task);
+		tell_mounts(t, task);
 	}
 	begin(o, EXEC, t);
 	o->head.mnt_ns = task->nsproxy->mnt_ns->ns.inum;
@@ -1441,9 +1460,9 @@ int slim_exec(u64 *ctx)
 	}
 	bpf_probe_read_kernel(&exe, sizeof(exe), &mm->exe_file);
 	if (exe) {
-		struct file *file = (void *)exe;
-		o->head.exe = file_name(exe, file_key(exe));
-		if (watched(BPF_CORE_READ(file, f_path.dentry, d_sb))) o->head.flags |= EXE_ON_OVERLAY;
+		struct place place = file_place(exe);
+		o->head.exe = name_of(place_key(place), place.dentry, place.mnt);
+		if (on_overlay(place)) o->head.flags |= EXE_ON_OVERLAY;
 	}
 	// what runs first is the ELF interpreter, which the kernel opened by itself
 	regs = (void *)bpf_task_pt_regs((void *)self());
@@ -1509,6 +1528,15 @@ int slim_capable(u64 *ctx)
 	return 0;
 }
 
+// What operations with two paths have, each in a type of its own but under the same names.
+#define TWO_PATHS(type) do { \
+	type *two_ = (void *)addr; \
+	u.fd = BPF_CORE_READ(two_, old_dfd); \
+	fd2 = BPF_CORE_READ(two_, new_dfd); \
+	name = BPF_CORE_READ(two_, oldpath); \
+	second = BPF_CORE_READ(two_, newpath); \
+} while (0)
+
 // io_uring works past the call tracepoints: its operations are recorded as values of the call, and
 // the paths that they were given as if by the calls of the same name. How they end is not known.
 __noinline int submitted(u64 addr, u32 pid)
@@ -1522,6 +1550,7 @@ __noinline int submitted(u64 addr, u32 pid)
 	u32 opcode;
 	long n;
 	if (!t || !o || t->role == UNRECORDED) return 0;
+	tell_mounts(t, self());
 	opcode = BPF_CORE_READ(req, opcode);
 	note_value(pid, 426, opcode); // io_uring_enter
 	if ((opcode == 18 || opcode == 28) && bpf_core_type_exists(struct io_open)) {
@@ -1542,20 +1571,13 @@ __noinline int submitted(u64 addr, u32 pid)
 		u.fd = BPF_CORE_READ(io, dfd);
 		name = BPF_CORE_READ(io, filename);
 	} else if (opcode == 35 && bpf_core_type_exists(struct io_rename)) {
-		struct io_rename *io = (void *)addr;
 		u.nr = 316; // renameat2
-		u.fd = BPF_CORE_READ(io, old_dfd);
-		fd2 = BPF_CORE_READ(io, new_dfd);
-		name = BPF_CORE_READ(io, oldpath);
-		second = BPF_CORE_READ(io, newpath);
+		TWO_PATHS(struct io_rename);
 	} else if (opcode == 39 && bpf_core_type_exists(struct io_link)) {
 		struct io_link *io = (void *)addr;
 		u.nr = 265; // linkat
-		u.fd = BPF_CORE_READ(io, old_dfd);
 		u.flags = (u32)BPF_CORE_READ(io, flags);
-		fd2 = BPF_CORE_READ(io, new_dfd);
-		name = BPF_CORE_READ(io, oldpath);
-		second = BPF_CORE_READ(io, newpath);
+		TWO_PATHS(struct io_link);
 	} else if (opcode == 38 && bpf_core_type_exists(struct io_link)) {
 		struct io_link *io = (void *)addr;
 		u.nr = 266; // symlinkat, whose first path is but a text

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::sched::CloneFlags;
 
 use crate::model::{Lack, Offer};
+use crate::runtime::engine::{NO_MOUNT_SETATTR, OTHER_RUNTIMES};
 use crate::runtime::spec::caps;
 use crate::sys::{mount, probe};
 
@@ -107,16 +108,12 @@ fn seccomp() -> Result<String, Lack> {
     Err(Lack::new(format!("filters know {} only", actions.trim()), costs, way_out))
 }
 
-/// libcontainer makes every mount by `mount_setattr(2)`.
+/// What the embedded runtime needs of the kernel.
 fn embedded() -> Result<String, Lack> {
-    let way_out = "use --runtime runc or crun, or Linux 5.12 or newer";
+    let costs = "nothing runs without --runtime";
     match probe::mount_setattr() {
         true => Ok("its mounts can be made".to_owned()),
-        false => Err(Lack::new(
-            "the kernel lacks mount_setattr",
-            "nothing runs without --runtime",
-            way_out,
-        )),
+        false => Err(Lack::new(NO_MOUNT_SETATTR, costs, OTHER_RUNTIMES)),
     }
 }
 

@@ -123,6 +123,9 @@ fn unreadable(path: &Path, why: &str) -> SourceError {
 
 /// The policy that counts.
 fn file(access: &Access) -> Option<PathBuf> {
+    if access.ours {
+        return None;
+    }
     if let Some(named) = &access.policy {
         return Some(named.clone());
     }

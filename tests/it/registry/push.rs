@@ -63,6 +63,49 @@ fn what_is_pushed_is_what_skopeo_pulls_and_goes_up_once() {
 }
 
 #[test]
+fn a_layout_of_several_platforms_is_pushed_as_an_index() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::plain();
+    let dir = tempfile::tempdir().unwrap();
+    // One layout with both images, listed in index.json itself, then below a nested index.
+    let layout = small(dir.path(), "here");
+    let there = small(&dir.path().join("there"), "there");
+    let blobs = layout.join("blobs/sha256");
+    for blob in std::fs::read_dir(there.join("blobs/sha256")).unwrap() {
+        let blob = blob.unwrap();
+        std::fs::copy(blob.path(), blobs.join(blob.file_name())).unwrap();
+    }
+    let entry = |layout: &Path, architecture: &str| {
+        let bytes = std::fs::read(layout.join("index.json")).unwrap();
+        let mut entry = serde_json::from_slice::<Value>(&bytes).unwrap()["manifests"][0].take();
+        entry.as_object_mut().unwrap().remove("annotations");
+        entry["platform"]["architecture"] = json!(architecture);
+        entry
+    };
+    let entries = [entry(&layout, "amd64"), entry(&there, "arm64")];
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let flat = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": entries }).to_string();
+    let digest = Digest::of(flat.as_bytes());
+    put(&blobs.join(digest.hex()), &flat);
+    let nested = json!({ "mediaType": kind, "digest": digest, "size": flat.len() });
+    let nested = json!({ "schemaVersion": 2, "manifests": [nested] }).to_string();
+    for (name, index) in [("flat", &flat), ("nested", &nested)] {
+        put(&layout.join("index.json"), index);
+        let target = format!("{}/{name}:1", registry.host());
+        let pushed = push(dir.path(), &[layout.to_str().unwrap(), &target]);
+        assert_eq!(pushed[0]["digest"], digest.to_string(), "{name}");
+        assert_eq!(raw(&registry, &format!("{name}:1"))["manifests"].as_array().unwrap().len(), 2);
+        for (platform, entry) in ["linux/amd64", "linux/arm64"].into_iter().zip(&entries) {
+            let access = Access { platform: Some(platform.into()), ..Registry::access() };
+            let image = slim::source::open(&format!("docker://{target}"), &access).unwrap();
+            assert_eq!(entry["digest"], image.manifest_digest.to_string(), "{name} {platform}");
+        }
+    }
+}
+
+#[test]
 fn results_are_attached_as_referrers_under_the_fallback_tag() {
     if !have(&NEEDS) {
         return;

@@ -131,6 +131,8 @@ pub struct ImageFixture {
     config: Option<Value>,
     /// Tag in the index; none leaves the annotation away.
     tag: Option<String>,
+    /// Another architecture than amd64.
+    arch: Option<String>,
 }
 
 impl ImageFixture {
@@ -167,6 +169,11 @@ impl ImageFixture {
         self
     }
 
+    pub fn platform(mut self, arch: &str) -> Self {
+        self.arch = Some(arch.to_owned());
+        self
+    }
+
     /// Writes an OCI layout into the folder `dir/layout` and returns its path.
     pub fn write(&self, dir: &Path) -> PathBuf {
         let layout = dir.join("layout");
@@ -188,8 +195,9 @@ impl ImageFixture {
             history.push(json!({ "created_by": format!("step {at}") }));
         }
         history.push(json!({ "created_by": "CMD", "empty_layer": true }));
+        let arch = self.arch.as_deref().unwrap_or("amd64");
         let config = json!({
-            "architecture": "amd64", "os": "linux", "created": "2020-01-02T03:04:05Z",
+            "architecture": arch, "os": "linux", "created": "2020-01-02T03:04:05Z",
             "config": self.config.clone().unwrap_or(json!({})),
             "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": history,
         });
@@ -202,7 +210,7 @@ impl ImageFixture {
         let (digest, size) = put(manifest.to_string().as_bytes());
         let mut entry = json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
-            "platform": { "os": "linux", "architecture": "amd64" },
+            "platform": { "os": "linux", "architecture": arch },
         });
         if let Some(tag) = &self.tag {
             entry["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });

@@ -1,5 +1,6 @@
 //! What several test files share: needs, a small real image, running slim.
 
+pub mod engines;
 pub mod image;
 pub mod registry;
 

@@ -1,0 +1,221 @@
+//! The slim image as a recipe for somebody else's builder: a Dockerfile that copies what is kept out of
+//! the original, and a small archive of what COPY cannot carry over.
+//!
+//! COPY follows symlinks, makes hard links two files, and gives folders times and owners of its own. So
+//! plain files are copied, folder by folder, and everything else is unpacked from `skeleton.tar`, which
+//! `ADD` does as a layer's tar is unpacked, after them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::{Node, NodeKind, RootPath};
+use crate::oci::layer::Meta;
+
+use super::contents::Contents;
+use super::entry::{What, pad, write_header};
+use super::{EmitError, Order, plan};
+
+/// Docker loads 120 layers: no stage of the recipe has more.
+const COPIES: usize = 100;
+
+/// What a recipe came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Files that the builder copies out of the original.
+    pub copied: usize,
+    /// Paths in `skeleton.tar`.
+    pub added: usize,
+}
+
+/// Writes `Dockerfile`, `keep.list` and `skeleton.tar` into the folder `target`, which is there; what
+/// the order says of format and compression is the builder's business then.
+pub fn write_recipe(order: &Order<'_>, target: &Path) -> Result<Recipe, EmitError> {
+    let kept = plan::kept(order.tree, order.keep);
+    let mut names: HashMap<u64, usize> = HashMap::new();
+    for (_, node) in &kept {
+        *names.entry(node.inode).or_default() += 1;
+    }
+    let is_plain =
+        |(path, node): &(&RootPath, &Node)| is_plain(path, node) && names[&node.inode] == 1;
+    let (copied, added): (Vec<_>, Vec<_>) = kept.iter().copied().partition(is_plain);
+    skeleton(order, &added, target)?;
+    let list: String = kept.iter().map(|(path, _)| format!("{path}\n")).collect();
+    whole(target, "keep.list", list.as_bytes())?;
+    let mut config = crate::model::ImageConfig(
+        serde_json::from_slice(&order.image.config_bytes).map_err(|_| EmitError::Config)?,
+    );
+    config = order.edits.config(&config);
+    let text = dockerfile(order.image.name.as_deref(), &copied, &config.0["config"]);
+    whole(target, "Dockerfile", text.as_bytes())?;
+    Ok(Recipe { copied: copied.len(), added: added.len() })
+}
+
+/// True for what COPY carries over as it is. Names that a Dockerfile takes for patterns, variables or
+/// more than one line go the other way.
+fn is_plain(path: &RootPath, node: &Node) -> bool {
+    let plain = |c: char| !c.is_control() && !"*?[]$\\\"'`#".contains(c);
+    matches!(node.kind, NodeKind::File { .. })
+        && node.mode & 0o7000 == 0
+        && node.xattrs.is_empty()
+        && node.mtime.1 == 0
+        && std::str::from_utf8(path.as_bytes()).is_ok_and(|text| text.chars().all(plain))
+}
+
+fn whole(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), EmitError> {
+    let target = folder.join(name);
+    let error = |e| EmitError::write(&target, e);
+    let mut file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder).map_err(error)?;
+    file.write_all(bytes).map_err(error)?;
+    publish(file, &target)
+}
+
+fn publish(file: tempfile::NamedTempFile, target: &Path) -> Result<(), EmitError> {
+    let error = |e| EmitError::write(target, e);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(mode).map_err(error)?;
+    file.as_file().sync_all().map_err(error)?;
+    file.persist(target).map(drop).map_err(|e| error(e.error))
+}
+
+/// Folders, links, devices, and the files that COPY would change.
+fn skeleton(
+    order: &Order<'_>,
+    added: &[(&RootPath, &Node)],
+    folder: &Path,
+) -> Result<(), EmitError> {
+    let target = folder.join("skeleton.tar");
+    let error = |e| EmitError::write(&target, e);
+    let file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder).map_err(error)?;
+    let mut out = BufWriter::new(file.as_file());
+    let is_dir = |(_, node): &&(&RootPath, &Node)| node.kind == NodeKind::Dir;
+    for (path, node) in added.iter().filter(is_dir).filter(|(_, node)| !node.implied) {
+        write_header(&mut out, path, &What::Node(&node.kind), &Meta::of(node)).map_err(error)?;
+    }
+    let mut others: Vec<_> = added.iter().filter(|entry| !is_dir(entry)).copied().collect();
+    others.sort_by_key(|(_, node)| node.inode);
+    let content = |group: &[(&RootPath, &Node)]| match group[0].1 {
+        Node { kind: NodeKind::File { size: 1.., .. }, inode, .. } => Some(*inode),
+        _ => None,
+    };
+    let same = |a: &(&RootPath, &Node), b: &(&RootPath, &Node)| a.1.inode == b.1.inode;
+    let wanted = others.chunk_by(same).filter_map(content).collect();
+    let mut contents = Contents::of(order.image, wanted, &target);
+    for group in others.chunk_by(same) {
+        let (first, node) = group[0];
+        let meta = Meta::of(node);
+        write_header(&mut out, first, &What::Node(&node.kind), &meta).map_err(error)?;
+        if let NodeKind::File { size: size @ 1.., content, .. } = node.kind {
+            contents.copy(node.inode, content, first, &mut out)?;
+            pad(&mut out, size).map_err(error)?;
+        }
+        for (other, _) in &group[1..] {
+            write_header(&mut out, other, &What::Link(first), &meta).map_err(error)?;
+        }
+    }
+    out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(error)?;
+    drop(out);
+    publish(file, &target)
+}
+
+fn dockerfile(name: Option<&str>, copied: &[(&RootPath, &Node)], config: &Value) -> String {
+    let mut text = String::from("# Written by slim; build it in this folder.\n");
+    match name {
+        Some(name) => text.extend(["FROM ", name, " AS full\n"]),
+        None => text += "ARG ORIGINAL\nFROM ${ORIGINAL} AS full\n",
+    }
+    let mut folders: BTreeMap<RootPath, Vec<&RootPath>> = BTreeMap::new();
+    for (path, _) in copied {
+        folders.entry(path.parent().unwrap_or_else(RootPath::root)).or_default().push(path);
+    }
+    let copies: Vec<String> = folders.iter().map(|(folder, files)| copy(folder, files)).collect();
+    let stages = copies.chunks(COPIES).len();
+    for (at, stage) in copies.chunks(COPIES).enumerate() {
+        let _ = writeln!(text, "\nFROM scratch AS kept{at}");
+        text += &stage.concat();
+    }
+    text += "\nFROM scratch\n";
+    text.extend((0..stages).map(|at| format!("COPY --from=kept{at} / /\n")));
+    text += "ADD skeleton.tar /\n";
+    text += &settings(config);
+    text
+}
+
+/// The files of one folder.
+fn copy(folder: &RootPath, files: &[&RootPath]) -> String {
+    let to = if folder.is_root() { "/".to_owned() } else { format!("{folder}/") };
+    let words: Vec<String> = files.iter().map(|path| path.to_string()).chain([to]).collect();
+    format!("COPY --from=full {}\n", Value::from(words))
+}
+
+/// `config` of the configuration as instructions.
+fn settings(config: &Value) -> String {
+    let mut text = String::new();
+    let mut say = |line: String| text.extend([line.as_str(), "\n"]);
+    let strings = |key: &str| -> Vec<&str> {
+        config[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    let keys = |key: &str| -> Vec<&String> {
+        config[key].as_object().into_iter().flat_map(|map| map.keys()).collect()
+    };
+    for variable in strings("Env") {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        say(format!("ENV {name}={}", quoted(value)));
+    }
+    for (name, value) in config["Labels"].as_object().into_iter().flatten() {
+        say(format!("LABEL {}={}", quoted(name), quoted(value.as_str().unwrap_or_default())));
+    }
+    keys("ExposedPorts").into_iter().for_each(|port| say(format!("EXPOSE {port}")));
+    for volume in keys("Volumes") {
+        say(format!("VOLUME {}", Value::from(vec![volume.as_str()])));
+    }
+    for (key, instruction) in
+        [("WorkingDir", "WORKDIR"), ("User", "USER"), ("StopSignal", "STOPSIGNAL")]
+    {
+        let value = config[key].as_str().filter(|value| !value.is_empty());
+        value.into_iter().for_each(|value| say(format!("{instruction} {}", escaped(value))));
+    }
+    for (key, instruction) in [("Shell", "SHELL"), ("Entrypoint", "ENTRYPOINT"), ("Cmd", "CMD")] {
+        if config[key].as_array().is_some_and(|words| !words.is_empty()) {
+            say(format!("{instruction} {}", config[key]));
+        }
+    }
+    health(&config["Healthcheck"]).into_iter().for_each(&mut say);
+    strings("OnBuild").into_iter().for_each(|step| say(format!("ONBUILD {step}")));
+    text
+}
+
+/// Docker's image specification, "Healthcheck": durations are nanoseconds.
+fn health(check: &Value) -> Option<String> {
+    let test: Vec<&str> = check["Test"].as_array()?.iter().filter_map(Value::as_str).collect();
+    let mut line = String::from("HEALTHCHECK");
+    for (key, flag) in
+        [("Interval", "interval"), ("Timeout", "timeout"), ("StartPeriod", "start-period")]
+    {
+        if let Some(nanos) = check[key].as_u64().filter(|nanos| *nanos > 0) {
+            let _ = write!(line, " --{flag}={}ms", nanos.div_ceil(1_000_000));
+        }
+    }
+    if let Some(retries) = check["Retries"].as_u64().filter(|retries| *retries > 0) {
+        let _ = write!(line, " --retries={retries}");
+    }
+    match test.split_first() {
+        Some((&"NONE", _)) => Some("HEALTHCHECK NONE".to_owned()),
+        Some((&"CMD-SHELL", [command])) => Some(format!("{line} CMD {command}")),
+        Some((&"CMD", words)) => Some(format!("{line} CMD {}", Value::from(words.to_vec()))),
+        _ => None,
+    }
+}
+
+/// A word of a Dockerfile in double quotes; a line break ends an instruction, so there it is a blank.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", escaped(text).replace('"', "\\\""))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('$', "\\$").replace(['\n', '\r'], " ")
+}

@@ -1,0 +1,60 @@
+//! Into Docker's engine, by its API.
+
+use serde_json::Value;
+
+use crate::wire::engine::{Engine, in_path};
+
+use super::SinkError;
+use super::archive::Parcel;
+use super::engine::piped;
+
+const ENGINE: &str = "Docker's engine";
+
+pub(super) fn load(parcel: Parcel<'_>) -> Result<String, SinkError> {
+    let engine = Engine::open()?;
+    // Engines before 23.0 cannot read zstd.
+    let readable = |kind: &str| !kind.contains("zstd");
+    let said = piped(parcel, readable, |archive| {
+        Ok(engine.post("/images/load?quiet=1", "to load the image", Some(Box::new(archive)))?)
+    })?;
+    // It answers 200 before it reads on: what fails after that is told in the stream.
+    let failure = said.lines().find_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        line["error"].as_str().map(str::to_owned)
+    });
+    if let Some(why) = failure {
+        return Err(SinkError::Engine { engine: ENGINE, why });
+    }
+    let image = parcel.image;
+    let first = parcel.names.first();
+    let asked = first.map_or(image.config_digest.to_string(), |name| name.familiar());
+    let known = engine.json(&format!("/images/{}/json", in_path(&asked)), &asked)?;
+    let id = known["Id"].as_str().unwrap_or_default().to_owned();
+    check(parcel, &id, &known)?;
+    for name in parcel.names.iter().skip(1) {
+        let (repository, tag) = (name.name(), name.tag.as_deref().unwrap_or("latest"));
+        let path = format!("/images/{}/tag?repo={}&tag={tag}", in_path(&id), in_path(&repository));
+        engine.post(&path, "to tag the image", None)?;
+    }
+    Ok(id)
+}
+
+/// An image's id is the digest of its configuration; with containerd's store that of its manifest,
+/// which the engine may have made itself.
+fn check(parcel: Parcel<'_>, id: &str, known: &Value) -> Result<(), SinkError> {
+    let image = parcel.image;
+    let expected = [image.config_digest.to_string(), image.manifest_digest.to_string()];
+    let layers: Vec<String> = image.diff_ids().iter().map(ToString::to_string).collect();
+    let told: Vec<&str> = known["RootFS"]["Layers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let own_manifest = known["Descriptor"].is_object();
+    if (own_manifest || expected.iter().any(|one| one == id)) && told == layers {
+        return Ok(());
+    }
+    let why = format!("it has {id} now, and not {}: load the image again", image.config_digest);
+    Err(SinkError::Engine { engine: ENGINE, why })
+}
