@@ -79,9 +79,9 @@ impl ReachArgs {
             platform: self.platform.clone(),
             wire: self.wire.options(),
             policy: self.policy.clone(),
+            limits: self.limits(),
             ours: false,
             tell: Some(super::progress::note_once),
-            limits: self.limits(),
         }
     }
 }

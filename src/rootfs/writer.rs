@@ -166,21 +166,20 @@ impl Writer {
         self.error("make the device", path, errno)
     }
 
-    /// Makes `path` a folder, and those above it.
+    /// Makes `path` a folder, and those above it: in a loop, for a layer says how deep they are.
     fn ensure_dir(&mut self, path: &RootPath) -> Result<(), RootfsError> {
-        if path.is_root() || self.dirs.contains(path) {
-            return Ok(());
+        let up = std::iter::successors(Some(path.clone()), RootPath::parent);
+        let missing: Vec<RootPath> =
+            up.take_while(|p| !p.is_root() && !self.dirs.contains(p)).collect();
+        for folder in missing.iter().rev() {
+            if self.files.contains_key(folder) {
+                self.remove_file(folder)?;
+            }
+            let (dir, name) = self.at(folder)?;
+            rustix::fs::mkdirat(&dir, name, Mode::RWXU)
+                .map_err(|e| self.error("make the folder", folder, e))?;
+            self.dirs.insert(folder.clone());
         }
-        if let Some(parent) = path.parent() {
-            self.ensure_dir(&parent)?;
-        }
-        if self.files.contains_key(path) {
-            self.remove_file(path)?;
-        }
-        let (dir, name) = self.at(path)?;
-        rustix::fs::mkdirat(&dir, name, Mode::RWXU)
-            .map_err(|e| self.error("make the folder", path, e))?;
-        self.dirs.insert(path.clone());
         Ok(())
     }
 

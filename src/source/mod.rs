@@ -143,12 +143,12 @@ pub struct Access {
     pub wire: crate::wire::Options,
     /// containers-policy.json(5) to obey instead of the user's or the host's.
     pub policy: Option<PathBuf>,
+    /// How much an image may be, unpacked.
+    pub limits: Limits,
     /// A result of slim's own, for which nobody else has to vouch: no policy is asked.
     pub ours: bool,
     /// Hears where an image was found whose reference does not say it.
     pub tell: Option<fn(&str)>,
-    /// How much an image may be, unpacked.
-    pub limits: Limits,
 }
 
 impl Access {

@@ -142,7 +142,8 @@ fn absolute_and_climbing_names() {
 
 #[test]
 fn symlinks_are_walked_inside_the_root() {
-    let cases: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+    let cases: &[Case] = &[
         ("absolute", &[("link", "/etc")], "link/new", "/etc/new"),
         ("up and out", &[("link", "/dummy/../etc")], "link/new", "/etc/new"),
         ("far up", &[("link", "../../../../../../etc")], "link/new", "/etc/new"),
@@ -365,7 +366,9 @@ fn layers_cannot_set_overlay_marks() {
             }
             let run = store.new_run().unwrap();
             let [upper, work, merged] = ["upper", "work", "merged"].map(|n| run.path.join(n));
-            [&upper, &work, &merged].map(|path| std::fs::create_dir(path).unwrap());
+            for path in [&upper, &work, &merged] {
+                std::fs::create_dir(path).unwrap();
+            }
             overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
             let seen = std::fs::read_to_string(merged.join("etc/passwd"));
             let victim = merged.join("dummy/victim").exists();
@@ -485,8 +488,8 @@ fn deeply_nested_json_is_no_stack() {
         let deep = format!("{}1{}", open.repeat(500_000), close.repeat(500_000));
         let text = index.replacen('{', &format!("{{\"annotations\":{deep},"), 1);
         std::fs::write(layout.join("index.json"), text).unwrap();
-        let error = slim::source::open(layout.to_str().unwrap(), &Access::default()).err().unwrap();
-        assert!(error.to_string().contains("index.json"), "{error}");
+        // Nothing wants what is in there: it is skipped, without a stack.
+        slim::source::open(layout.to_str().unwrap(), &Access::default()).unwrap();
         std::fs::write(layout.join("index.json"), &index).unwrap();
         rewrite(&layout, |config| config.replacen('{', &format!("{{\"x\":{deep},"), 1));
         let error = slim::source::open(layout.to_str().unwrap(), &Access::default()).err().unwrap();
@@ -722,4 +725,18 @@ fn the_table_names_tests_that_exist() {
         let test = sources[0].contains(&format!("#[test]\nfn {name}("));
         assert!(!test || name.starts_with("the_") || table.contains(name), "{name} is in no row");
     }
+}
+
+/// What the fences cost a layer; the figure is in docs/hostile.md.
+#[test]
+fn the_confinement_costs_little() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        let keep = rustix::thread::CapabilitySet::SYS_ADMIN;
+        slim::sys::confine::run(dir.path(), keep, |_| ());
+    }
+    let each = start.elapsed() / 100;
+    eprintln!("confining a thread took {each:?}");
+    assert!(each.as_millis() < 100, "{each:?}");
 }
