@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::oci::limits::Limits;
 use crate::pipeline::PipelineError;
 use crate::source::Access;
 
@@ -30,6 +31,12 @@ pub(super) struct ReachArgs {
     /// [default: the user's or the host's, if there is one]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Refuse an image whose layers unpack to more (a decompression bomb), like 500g [default: 200g]
+    #[arg(long, value_name = "SIZE", value_parser = super::units::size)]
+    max_image_bytes: Option<u64>,
+    /// Refuse an image with more entries in its layers [default: 5000000]
+    #[arg(long, value_name = "N")]
+    max_entries: Option<u64>,
     #[command(flatten)]
     wire: WireArgs,
 }
@@ -60,11 +67,20 @@ impl WireArgs {
 }
 
 impl ReachArgs {
+    fn limits(&self) -> Limits {
+        let usual = Limits::default();
+        Limits {
+            bytes: self.max_image_bytes.unwrap_or(usual.bytes),
+            entries: self.max_entries.unwrap_or(usual.entries),
+        }
+    }
+
     pub(super) fn access(&self) -> Access {
         Access {
             platform: self.platform.clone(),
             wire: self.wire.options(),
             policy: self.policy.clone(),
+            limits: self.limits(),
             ours: false,
             tell: Some(super::progress::note_once),
         }

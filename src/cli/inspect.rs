@@ -43,8 +43,8 @@ impl InspectArgs {
 
 fn print(found: &pipeline::Inspected) {
     let image = &found.image;
-    say(format_args!("name       {}", image.name.as_deref().unwrap_or("(none)")));
-    say(format_args!("platform   {}", image.platform));
+    say(format_args!("name       {}", shown(image.name.as_deref().unwrap_or("(none)"))));
+    say(format_args!("platform   {}", shown(&image.platform)));
     say(format_args!("manifest   {}", image.manifest_digest));
     say(format_args!("config     {}", image.config_digest));
     say(format_args!("chainID    {}", image.chain_id()));
@@ -60,4 +60,9 @@ fn print(found: &pipeline::Inspected) {
     for (key, value) in shown.as_object().into_iter().flatten() {
         say(format_args!("{key:<10} {value}"));
     }
+}
+
+/// A name from the image, on one line.
+fn shown(text: &str) -> String {
+    crate::model::escape(text.as_bytes())
 }

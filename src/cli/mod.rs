@@ -119,12 +119,23 @@ fn fail(error: &PipelineError) -> u8 {
 }
 
 fn complain(error: &dyn std::error::Error) {
-    let _ = writeln!(std::io::stderr(), "slim: {}", chain(error));
+    let _ = writeln!(std::io::stderr(), "slim: {}", tame(&chain(error).to_string()));
 }
 
 /// Prints a line to stdout; a reader that went away is no error of ours.
 fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", tame(&line.to_string()));
+}
+
+/// Text without what a terminal would obey: names in an image are a stranger's. Control characters but
+/// line ends and tabs, and those that turn the direction of writing, become `\u{…}`.
+fn tame(text: &str) -> String {
+    let wild = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let escape = |c: char| if wild(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }
 
 fn parse(argv: Vec<OsString>) -> Result<Cli, u8> {

@@ -39,7 +39,7 @@ impl Terminal {
 
     fn line(&self, text: &str) {
         self.bar.suspend(|| {
-            let _ = writeln!(std::io::stderr(), "{text}");
+            let _ = writeln!(std::io::stderr(), "{}", super::tame(text));
         });
     }
 }
@@ -47,7 +47,7 @@ impl Terminal {
 impl Reporter for Terminal {
     fn step(&self, text: &str) {
         *self.last.lock().expect("no panic while held") = text.to_owned();
-        self.bar.set_message(text.to_owned());
+        self.bar.set_message(super::tame(text));
         if self.bar.is_hidden() {
             self.line(&format!("slim: {text}"));
         }

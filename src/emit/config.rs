@@ -42,8 +42,12 @@ pub(super) fn edit(
 }
 
 /// Every layer has a step of the history that is not empty. A step whose layer went, or was merged
-/// into a later one, becomes an empty one.
-fn trim(history: &mut [Value], plan: &Plan<'_>) {
+/// into a later one, becomes an empty one. Where an original tells of fewer steps than it has layers,
+/// which engines refuse to convert, the others are added.
+fn trim(history: &mut Vec<Value>, plan: &Plan<'_>) {
+    if history.is_empty() {
+        return;
+    }
     let last_of = |output: usize| plan.output_of.iter().rposition(|o| *o == Some(output));
     let mut layer = 0;
     for step in history.iter_mut().filter_map(Value::as_object_mut) {
@@ -56,6 +60,9 @@ fn trim(history: &mut [Value], plan: &Plan<'_>) {
         }
         layer += 1;
     }
+    let missing = (layer..plan.output_of.len())
+        .filter(|at| plan.output_of[*at].is_some_and(|output| last_of(output) == Some(*at)));
+    history.extend(missing.map(|_| json!({ "comment": "not in the original's history" })));
 }
 
 /// The manifest: what it annotates is known before the image is verified.

@@ -242,9 +242,22 @@ fn whole(
         }
     }
     let removing: BTreeSet<usize> = gone.values().copied().collect();
+    let homes = homes(kept);
+    // A symlink that names go through must be in the result, and below.
+    let leads = |link: &RootPath, layer: usize| {
+        let at = kept.binary_search_by_key(&link, |(path, _)| path);
+        at.is_ok_and(|at| {
+            let node = kept[at].1;
+            let moved = homes.get(&node.inode).is_some_and(|home| *home >= layer);
+            matches!(node.kind, NodeKind::Symlink { .. }) && node.layer < layer && !moved
+        })
+    };
     let is_whole = |layer: &usize| {
         let shape = tree.shapes.get(*layer);
-        let all = shape.is_some_and(|s| !s.bound && s.named > 0 && s.named == here[*layer]);
+        let all = shape.is_some_and(|s| {
+            let led = s.through.iter().all(|link| leads(link, *layer));
+            !s.bound && s.named > 0 && s.named == here[*layer] && led
+        });
         all && !removing.contains(layer)
     };
     (below..tree.layers.len()).filter(is_whole).collect()

@@ -31,6 +31,9 @@ pub struct LayerShape {
     /// True if it has whiteouts, opaque marks, or hard links to files of layers below: it cannot
     /// stand in an image that lacks what those are about.
     pub bound: bool,
+    /// Symlinks of layers below that names in it go through: without them the names mean other paths.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub through: BTreeSet<RootPath>,
     /// Mode, owner, times and attributes of the root, if it names it: a directory's node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Node>,

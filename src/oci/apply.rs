@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::model::{DiffId, Digest, LayerShape, Node, NodeKind, Past, RootPath, Tree};
 
 use super::layer::{Entry, EntryKind, LayerError, Meta};
+use super::limits::{Limits, Spent};
 
 /// The layers applied so far.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +31,8 @@ pub struct Stack {
     /// What whiteouts of this layer removed: its own links may still name it, whatever the order.
     hidden: BTreeMap<RootPath, Arc<Node>>,
     depends: bool,
+    limits: Limits,
+    spent: Spent,
 }
 
 /// What an entry did, in terms of real paths: no component of them is a symlink.
@@ -58,6 +61,20 @@ impl Stack {
         self.cut.clear();
         self.hidden.clear();
         self.depends = false;
+    }
+
+    /// Nothing yet, and at most so much.
+    pub fn limited(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Counts an entry: the whole image is bounded, not each layer.
+    fn count(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        let bytes = if let EntryKind::File { size, .. } = entry.kind { size } else { 0 };
+        let why = self.spent.add(bytes, self.limits);
+        // Folders that nobody names cost memory too: a deep path has many.
+        let why = why.or_else(|| self.limits.too_many(self.tree.nodes.len() as u64));
+        why.map_or(Ok(()), |why| Err(LayerError::Limit { layer: self.layer(), why }))
     }
 
     /// The tree as it is now.
@@ -108,6 +125,7 @@ impl Stack {
     /// Applies one entry of the current layer.
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, LayerError> {
         self.entry += 1;
+        self.count(entry)?;
         if entry.path.is_root() {
             if entry.kind == EntryKind::Opaque {
                 self.shape().bound = true;
@@ -171,7 +189,9 @@ impl Stack {
             walked.ok_or_else(|| self.refuse(entry, "its folder is a loop of symlinks"))?;
         let layer = self.layer();
         let below = |link: &RootPath| self.tree.get(link).is_some_and(|n| n.layer < layer);
-        self.depends |= walked.links.iter().any(below);
+        let through: Vec<RootPath> = walked.links.into_iter().filter(below).collect();
+        self.depends |= !through.is_empty();
+        self.shape().through.extend(through);
         Ok(walked.path.join(path.file_name()))
     }
 

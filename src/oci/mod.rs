@@ -11,6 +11,7 @@ use crate::model::{ChainId, DiffId, Digest, ImageConfig};
 
 pub mod apply;
 pub mod layer;
+pub mod limits;
 pub mod manifest;
 pub mod tarsplit;
 
@@ -48,6 +49,11 @@ pub struct Layer {
 pub trait BlobSource: Send + Sync {
     /// The stored bytes of layer `index`, lowest 0.
     fn open(&self, index: usize) -> std::io::Result<Box<dyn Read + Send>>;
+
+    /// How much the whole image may be.
+    fn limits(&self) -> limits::Limits {
+        limits::Limits::default()
+    }
 
     /// Stored size of layer `index` in bytes, where known without reading it.
     fn size(&self, _index: usize) -> Option<u64> {

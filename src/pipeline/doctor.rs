@@ -84,6 +84,7 @@ pub fn doctor(store: Option<&Path>) -> Vec<Check> {
     checks.extend(recorders.map(|r| Check { blind: r.blind, ..Check::of(r.offer) }));
     checks.push(Check::of(probed.auto));
     checks.extend(runtime::probe(&folder("runtime")).into_iter().map(check));
+    checks.push(check(crate::rootfs::probe(&folder("unpack"))));
     checks.extend(record::settings().into_iter().map(check));
     checks
 }

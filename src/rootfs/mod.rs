@@ -12,6 +12,7 @@ use crate::oci::apply::Stack;
 use crate::oci::layer::LayerError;
 
 mod changes;
+mod confine;
 mod content;
 mod elsewhere;
 mod housekeeping;
@@ -21,6 +22,7 @@ mod shelf;
 mod store;
 mod writer;
 
+pub use confine::probe;
 pub use housekeeping::{Cleaned, StoredLayer};
 pub use shelf::Shelf;
 pub use store::{RunDir, Store};
@@ -93,7 +95,7 @@ pub fn index_at(
     image: &Image,
     cuts: &BTreeSet<usize>,
 ) -> Result<(Tree, BTreeMap<usize, Tree>), RootfsError> {
-    let mut stack = Stack::default();
+    let mut stack = Stack::limited(image.blobs.limits());
     let mut trees = BTreeMap::new();
     for (at, layer) in image.layers.iter().enumerate() {
         stack.begin_layer(layer.diff_id);

@@ -4,6 +4,7 @@
 //! process that died. Locks are `flock(2)`s, so they end with the process whatever happens to it.
 
 use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -90,11 +91,11 @@ impl Store {
     pub fn unpack(
         &self,
         image: &Image,
-        progress: &dyn Fn(u64, u64),
+        progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Rootfs, RootfsError> {
         self.prepare()?;
         self.clean()?;
-        let (mut stack, mut lowers) = (Stack::default(), Vec::new());
+        let (mut stack, mut lowers) = (Stack::limited(image.blobs.limits()), Vec::new());
         let (diff_ids, all) = (image.diff_ids(), image.stored_bytes());
         let mut done = 0;
         for (at, diff_id) in diff_ids.iter().enumerate() {
@@ -127,7 +128,7 @@ impl Store {
         chain: ChainId,
         stack: &mut Stack,
         lowers: &[PathBuf],
-        progress: &dyn Fn(u64),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<PathBuf, RootfsError> {
         let place = image.blobs.unpacked(at);
         if let Some(found) = self.find(diff_id, chain, place.as_deref(), stack)? {
@@ -143,7 +144,7 @@ impl Store {
             let _guard = self.lock_store()?;
             new_locked(&self.folder("layers")?, TEMPORARY)?
         };
-        let unpacked = fill(&temporary, image, at, stack, lowers, progress);
+        let unpacked = unpack(&temporary, image, at, stack, lowers, progress);
         let moved = unpacked.and_then(|index| {
             self.lack(&index.lacking);
             let own = self.publish(&temporary, own, diff_id, chain, stack)?;
@@ -247,11 +248,17 @@ impl Store {
 
     pub(super) fn folder(&self, name: &str) -> Result<PathBuf, RootfsError> {
         let path = self.path.join(name);
-        match std::fs::create_dir(&path) {
+        // Layers hold setuid programs: nobody else on the host is to reach them.
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 Err(RootfsError::io("make the folder", &path, e))
             }
-            _ => Ok(path),
+            Ok(()) => Ok(path),
+            Err(_) => {
+                // An older slim left it open; where it is somebody else's, it is theirs to close.
+                let _ = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700));
+                Ok(path)
+            }
         }
     }
 
@@ -315,14 +322,15 @@ fn distinct(lowers: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// Unpacks one layer into `folder`, unless an engine has done so, and writes its index beside it.
-fn fill(
+fn unpack(
     folder: &Path,
     image: &Image,
     at: usize,
     stack: &mut Stack,
     lowers: &[PathBuf],
-    progress: &dyn Fn(u64),
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerIndex, RootfsError> {
+    let diff_id = image.layers[at].diff_id;
     if let Some(place) = image.blobs.unpacked(at) {
         let mut next = stack.clone();
         let list = folder.join(ENTRIES);
@@ -332,17 +340,28 @@ fn fill(
                 return write_index(folder, Lacking::default(), entries, Some(place));
             }
             Err(Ok(why)) => {
-                let layer = image.layers[at].diff_id;
-                tracing::info!("layer {layer} is unpacked and not used in place: {why}");
+                tracing::info!("layer {diff_id} is unpacked and not used in place: {why}");
             }
             Err(Err(error)) => return Err(error),
         }
     }
+    // Opened before: where the bytes come from may have to write elsewhere.
+    let stream = layer::open(image, at)?;
+    stack.begin_layer(diff_id);
+    super::confine::within(folder, || fill(folder, stream, stack, lowers, progress))
+}
+
+/// Unpacks the layer just begun.
+fn fill(
+    folder: &Path,
+    mut stream: layer::LayerStream,
+    stack: &mut Stack,
+    lowers: &[PathBuf],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<LayerIndex, RootfsError> {
     let fs = folder.join("fs");
     std::fs::create_dir(&fs).map_err(|e| RootfsError::io("make the folder", &fs, e))?;
     let mut writer = Writer::new(&fs)?;
-    stack.begin_layer(image.layers[at].diff_id);
-    let mut stream = layer::open(image, at)?;
     let list = folder.join(ENTRIES);
     let unwritten = |e| RootfsError::io("write", &list, e);
     let mut lines = Lines::create(&list).map_err(unwritten)?;

@@ -105,8 +105,11 @@ impl Writer {
                     rustix::fs::fsetxattr(&dir, self.limits.opaque(), b"y", XattrFlags::empty())
                         .map_err(|e| self.error("mark as opaque", path, e))?;
                 }
-                // A whiteout below something that is gone altogether would bring it back.
-                None if parent_is_dir => self.whiteout(path)?,
+                // A whiteout below something that is gone altogether would bring it back, and in an
+                // opaque folder the kernel would list it.
+                None if parent_is_dir && !path.ancestors().any(|p| stack.cut().contains(&p)) => {
+                    self.whiteout(path)?;
+                }
                 _ => {}
             }
         }
@@ -163,21 +166,20 @@ impl Writer {
         self.error("make the device", path, errno)
     }
 
-    /// Makes `path` a folder, and those above it.
+    /// Makes `path` a folder, and those above it: in a loop, for a layer says how deep they are.
     fn ensure_dir(&mut self, path: &RootPath) -> Result<(), RootfsError> {
-        if path.is_root() || self.dirs.contains(path) {
-            return Ok(());
+        let up = std::iter::successors(Some(path.clone()), RootPath::parent);
+        let missing: Vec<RootPath> =
+            up.take_while(|p| !p.is_root() && !self.dirs.contains(p)).collect();
+        for folder in missing.iter().rev() {
+            if self.files.contains_key(folder) {
+                self.remove_file(folder)?;
+            }
+            let (dir, name) = self.at(folder)?;
+            rustix::fs::mkdirat(&dir, name, Mode::RWXU)
+                .map_err(|e| self.error("make the folder", folder, e))?;
+            self.dirs.insert(folder.clone());
         }
-        if let Some(parent) = path.parent() {
-            self.ensure_dir(&parent)?;
-        }
-        if self.files.contains_key(path) {
-            self.remove_file(path)?;
-        }
-        let (dir, name) = self.at(path)?;
-        rustix::fs::mkdirat(&dir, name, Mode::RWXU)
-            .map_err(|e| self.error("make the folder", path, e))?;
-        self.dirs.insert(path.clone());
         Ok(())
     }
 
@@ -293,7 +295,7 @@ impl Writer {
         } else {
             let (name, layer) = from;
             if let Some(lower) = lowers.get(*layer) {
-                self.copy_up(tree, path, &lower.join(OsStr::from_bytes(name.relative())))?;
+                self.copy_up(tree, path, (lower, name))?;
             }
             for other in others {
                 self.link_here(path, other)?;
@@ -312,15 +314,19 @@ impl Writer {
     }
 
     /// Makes `path`, a name of an inode of a layer below, where that layer has it at `from`.
-    fn copy_up(&mut self, tree: &Tree, path: &RootPath, from: &Path) -> Result<(), RootfsError> {
+    fn copy_up(
+        &mut self,
+        tree: &Tree,
+        path: &RootPath,
+        from: (&Path, &RootPath),
+    ) -> Result<(), RootfsError> {
         let node = tree.get(path).expect("a link just applied is in the tree").clone();
         let (dir, name) = self.at(path)?;
         let meta = Meta::of(&node);
         let made = match &node.kind {
             NodeKind::File { .. } => {
                 let mut to = self.new_file(&dir, path)?;
-                let mut from_file =
-                    File::open(from).map_err(|e| RootfsError::io("copy", from, e))?;
+                let mut from_file = open_lower(from)?;
                 std::io::copy(&mut from_file, &mut to)
                     .map_err(|e| RootfsError::io("write", &self.host(path), e))?;
                 return self.set_meta(to.as_fd(), path, &meta);
@@ -388,13 +394,34 @@ impl Writer {
                 self.limits.lacking.borrow_mut().attributes += 1;
                 Ok(())
             }
-            Err(errno @ (Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL)) => {
+            // ext4 says that the disk is full of a value that its inode's block cannot hold, and no
+            // file system takes names or values beyond the kernel's bounds (xattr(7)).
+            Err(
+                errno @ (Errno::OPNOTSUPP
+                | Errno::PERM
+                | Errno::INVAL
+                | Errno::NOSPC
+                | Errno::TOOBIG
+                | Errno::RANGE),
+            ) => {
                 tracing::warn!(%path, name, %errno, "the store's file system refuses an extended attribute");
                 Ok(())
             }
             Err(errno) => Err(self.error("set an extended attribute of", path, errno)),
         }
     }
+}
+
+/// A file of a layer below, reached as that layer has it: no symlink on the way, none at its end.
+fn open_lower((folder, path): (&Path, &RootPath)) -> Result<File, RootfsError> {
+    let failed =
+        |e: Errno| RootfsError::io("copy", &folder.join(OsStr::from_bytes(path.relative())), e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(folder, flags, Mode::empty()).map_err(failed)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat2(&root, path.relative(), flags, Mode::empty(), resolve);
+    file.map(File::from).map_err(failed)
 }
 
 /// Attributes but overlayfs's own: in a lower directory those would be orders to the kernel, and

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::model::{DiffId, Digest};
+use crate::oci::limits::MAX_LAYERS;
 use crate::oci::manifest::Descriptor;
 use crate::oci::{BlobSource, Layer};
 
@@ -126,6 +127,10 @@ impl Container {
         descriptor: &Descriptor,
     ) -> Result<(Digest, Vec<u8>), SourceError> {
         let digest = self.digest(what, descriptor)?;
+        if descriptor.size > MAX_JSON {
+            let (path, what) = (self.path.clone(), what.to_owned());
+            return Err(SourceError::TooLarge { path, what, size: descriptor.size, max: MAX_JSON });
+        }
         let bytes = self.read(&blob_name(&digest))?;
         let (path, what) = (self.path.clone(), what.to_owned());
         let size = bytes.len() as u64;
@@ -169,6 +174,8 @@ impl Container {
     fn find(&self, name: &str) -> io::Result<(u64, u64)> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{name} is missing"));
         match &self.inner {
+            // A list of layers may name anything; what it names lies in the folder.
+            Inner::Folder if clean(name.as_bytes(), "").as_deref() != Some(name) => Err(missing()),
             Inner::Folder => {
                 let meta = std::fs::metadata(self.path.join(name))?;
                 if meta.is_file() { Ok((0, meta.len())) } else { Err(missing()) }
@@ -286,6 +293,11 @@ pub(super) fn pair_layers(
     blobs: Vec<(String, Option<(Digest, u64)>)>,
     diff_ids: &[DiffId],
 ) -> Result<Vec<Layer>, SourceError> {
+    if blobs.len().max(diff_ids.len()) > MAX_LAYERS {
+        let (path, what) = (container.path.clone(), "its list of layers".to_owned());
+        let (size, max) = (blobs.len().max(diff_ids.len()) as u64, MAX_LAYERS as u64);
+        return Err(SourceError::TooLarge { path, what, size, max });
+    }
     if blobs.len() != diff_ids.len() {
         let (layers, diff_ids) = (blobs.len(), diff_ids.len());
         return Err(SourceError::LayerCount { path: container.path.clone(), layers, diff_ids });

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::model::{Digest, DigestError};
 use crate::oci::Image;
+use crate::oci::limits::Limits;
 pub use crate::wire::Fault;
 
 mod container;
@@ -14,6 +15,7 @@ mod containerd;
 mod daemon;
 mod docker;
 mod layout;
+mod limited;
 mod overlay2;
 pub mod reference;
 pub mod registry;
@@ -84,6 +86,8 @@ pub enum SourceError {
     Empty { path: PathBuf },
     #[error("the image in {} has {layers} layers, its configuration lists {diff_ids} diffIDs: it is damaged or no container image", path.display())]
     LayerCount { path: PathBuf, layers: usize, diff_ids: usize },
+    #[error("{what} in {} has {size}, and slim takes {max} at most: no honest image has so many", path.display())]
+    TooLarge { path: PathBuf, what: String, size: u64, max: u64 },
     #[error(transparent)]
     Wire(#[from] crate::wire::WireError),
     #[error(
@@ -146,6 +150,8 @@ pub struct Access {
     pub wire: crate::wire::Options,
     /// containers-policy.json(5) to obey instead of the user's or the host's.
     pub policy: Option<PathBuf>,
+    /// How much an image may be, unpacked.
+    pub limits: Limits,
     /// A result of slim's own, for which nobody else has to vouch: no policy is asked.
     pub ours: bool,
     /// Hears where an image was found whose reference does not say it.
@@ -165,7 +171,7 @@ impl Access {
 /// # Errors
 /// There is no such image, it is refused, or it is damaged; an engine or a registry does not answer.
 pub fn open(reference: &str, access: &Access) -> Result<Image, SourceError> {
-    reference::open(reference, access)
+    Ok(limited::limited(reference::open(reference, access)?, access.limits))
 }
 
 /// What was looked at, a line each.

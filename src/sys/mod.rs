@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod child;
+pub mod confine;
 pub mod devices;
 pub mod fanotify;
 pub mod memory;

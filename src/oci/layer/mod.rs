@@ -46,6 +46,8 @@ pub enum LayerError {
         "layer {layer} ({diff_id}), entry {entry:?}: {why}; slim unpacks no such image, build it without this entry"
     )]
     Entry { layer: usize, diff_id: DiffId, entry: String, why: String },
+    #[error("layer {layer}: {why}")]
+    Limit { layer: usize, why: String },
 }
 
 /// One entry of a layer, its name relative to the root and not yet resolved through symlinks.

@@ -2,6 +2,10 @@
 
 use crate::model::{RootPath, escape};
 
+/// Bytes of a path that the kernel takes in one call (`PATH_MAX` with its NUL), and of one name in it.
+pub(super) const MAX_PATH: usize = 4095;
+const MAX_NAME: usize = 255;
+
 /// What an entry's name says, before its type is looked at.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Name {
@@ -19,6 +23,11 @@ pub(super) fn parse_name(raw: &[u8]) -> Result<Name, String> {
     let last = path.file_name();
     if path.components().any(|name| name.starts_with(b".wh..wh.") && name != b".wh..wh..opq") {
         return Ok(Name::Ignored);
+    }
+    // Written again, the folder alone would be one: engines would remove what it names.
+    let folders = path.components().count().saturating_sub(1);
+    if path.components().take(folders).any(|name| name.starts_with(b".wh.")) {
+        return Err("a folder named as a whiteout".into());
     }
     let parent = || path.parent().unwrap_or_else(RootPath::root);
     if last == b".wh..wh..opq" {
@@ -46,6 +55,12 @@ pub(super) fn clean(raw: &[u8]) -> Result<RootPath, String> {
         } else if names.pop().is_none() {
             return Err(format!("`{}` climbs above the root", escape(raw)));
         }
+    }
+    let long = names.iter().any(|name| name.len() > MAX_NAME);
+    if long || names.iter().map(|name| name.len() + 1).sum::<usize>() > MAX_PATH {
+        return Err(format!(
+            "a name of more than {MAX_NAME} bytes, or {MAX_PATH} with its folders"
+        ));
     }
     RootPath::parse(&names.join(&b'/')).ok_or_else(|| "a name that is no path".into())
 }

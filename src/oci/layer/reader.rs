@@ -8,12 +8,19 @@ use std::io::{self, Read};
 
 use crate::model::{DiffId, RootPath, escape};
 
-use super::name::{Name, clean, parse_name};
+use super::name::{MAX_PATH, Name, clean, parse_name};
 use super::{Entry, EntryKind, LayerError, Meta};
 
 const BLOCK: u64 = 512;
-/// More than any engine writes for names and attributes of one entry; bounds memory.
-const MAX_HEADER_DATA: u64 = 16 << 20;
+/// Names and attributes of one entry: what engines take at most (Go's archive/tar, `maxSpecialFileSize`).
+const MAX_HEADER_DATA: u64 = 1 << 20;
+/// The map of a sparse file: a million stretches.
+const MAX_SPARSE_MAP: usize = 1 << 20;
+/// Linux has 12 bits for a device's major number and 20 for its minor one (include/linux/kdev_t.h).
+const MAX_MAJOR: u64 = 0xfff;
+const MAX_MINOR: u64 = 0xf_ffff;
+/// xattr(7): a name, and a value.
+const MAX_XATTR: (usize, usize) = (255, 64 << 10);
 
 /// Reads the entries of a layer in order. Between two of them it is a reader of the first one's
 /// content, holes of sparse files filled with zeros.
@@ -26,7 +33,6 @@ pub struct TarReader<R> {
     segments: VecDeque<Segment>,
     /// Bytes up to the next header once all segments are read.
     padding: u64,
-    globals: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 enum Segment {
@@ -65,7 +71,6 @@ impl<R: Read> TarReader<R> {
             after: "the start".into(),
             segments: VecDeque::new(),
             padding: 0,
-            globals: Vec::new(),
         }
     }
 
@@ -106,19 +111,19 @@ impl<R: Read> TarReader<R> {
 
     fn next_header(&mut self) -> io::Result<Option<(tar::Header, Extra)>> {
         self.skip_content()?;
-        let mut extra = Extra { pax: self.globals.clone(), ..Extra::default() };
+        let mut extra = Extra::default();
+        let mut budget = MAX_HEADER_DATA;
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
             let size = number(&header.as_old().size).and_then(|n| u64::try_from(n).ok());
             let size = size.ok_or_else(|| bad("a header whose size is no number"))?;
             match header.as_bytes()[156] {
-                b'L' => extra.name = Some(text(self.header_data(size)?)),
-                b'K' => extra.link = Some(text(self.header_data(size)?)),
-                b'x' => extra.pax.extend(pax_records(&self.header_data(size)?)?),
-                b'g' => {
-                    let records = pax_records(&self.header_data(size)?)?;
-                    self.globals.extend(records);
-                }
+                b'L' => extra.name = Some(text(self.header_data(size, &mut budget)?)),
+                b'K' => extra.link = Some(text(self.header_data(size, &mut budget)?)),
+                b'x' => extra.pax.extend(pax_records(&self.header_data(size, &mut budget)?)?),
+                // Engines leave what a global header says alone (Go's archive/tar keeps no state from
+                // one entry to the next), so the container never sees it.
+                b'g' => drop(self.header_data(size, &mut { MAX_HEADER_DATA })?),
                 _ => return self.start_content(header, extra, size).map(Some),
             }
         }
@@ -149,10 +154,11 @@ impl<R: Read> TarReader<R> {
         if sound { Ok(Some(header)) } else { Err(bad("a header whose checksum is wrong")) }
     }
 
-    fn header_data(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        if size > MAX_HEADER_DATA {
-            return Err(bad("an extended header of more than 16 MiB"));
-        }
+    /// `budget` is what the headers of one entry may still have.
+    fn header_data(&mut self, size: u64, budget: &mut u64) -> io::Result<Vec<u8>> {
+        *budget = budget
+            .checked_sub(size)
+            .ok_or_else(|| bad("extended headers of more than 1 MiB for one entry"))?;
         let mut data = vec![0; usize::try_from(size.next_multiple_of(BLOCK)).unwrap_or(0)];
         self.inner.read_exact(&mut data).map_err(|e| ended(e, "an extended header"))?;
         data.truncate(usize::try_from(size).unwrap_or(0));
@@ -192,6 +198,9 @@ impl<R: Read> TarReader<R> {
         let real = number(&gnu.realsize).and_then(|n| u64::try_from(n).ok());
         let mut map = Vec::new();
         let mut add = |block: &tar::GnuSparseHeader| -> io::Result<()> {
+            if map.len() == MAX_SPARSE_MAP {
+                return Err(bad("a sparse map of more than a million stretches"));
+            }
             if !block.is_empty() {
                 map.push((block.offset()?, block.length()?));
             }
@@ -241,7 +250,7 @@ impl<R: Read> TarReader<R> {
                 if raw.is_empty() {
                     used += BLOCK;
                     let mut block = [0; BLOCK as usize];
-                    if used > stored.min(MAX_HEADER_DATA) {
+                    if used > stored.min(MAX_SPARSE_MAP as u64 * 16) {
                         return Err(bad("a sparse map without an end"));
                     }
                     self.inner.read_exact(&mut block).map_err(|e| ended(e, "a sparse map"))?;
@@ -311,11 +320,13 @@ impl<R: Read> TarReader<R> {
         let devices = || {
             let raw = header.as_bytes();
             let pair = device(&raw[329..337]).zip(device(&raw[337..345]));
-            pair.ok_or_else(|| "a device whose numbers cannot be read".to_owned())
+            pair.filter(|(major, minor)| *major <= MAX_MAJOR && *minor <= MAX_MINOR)
+                .ok_or_else(|| "a device whose numbers are none that Linux has".to_owned())
         };
         Ok(match header.as_bytes()[156] {
-            // Before POSIX, a directory was a file whose name ends in a slash.
-            0 | b'0' if raw.ends_with(b"/") => EntryKind::Dir,
+            // Before POSIX, a directory was a file whose name ends in a slash. Of a file as POSIX has it
+            // engines drop the slash.
+            0 if raw.ends_with(b"/") => EntryKind::Dir,
             0 | b'0' | b'7' | b'S' => {
                 let sum = |n: u64, s: &Segment| match s {
                     Segment::Hole(len) | Segment::Data(len) => n.saturating_add(*len),
@@ -377,6 +388,9 @@ fn symlink_target(raw: Vec<u8>) -> Result<Vec<u8>, String> {
     if raw.is_empty() || raw.contains(&0) {
         return Err("a symlink without a target".into());
     }
+    if raw.len() > MAX_PATH {
+        return Err(format!("a symlink to a name of more than {MAX_PATH} bytes"));
+    }
     Ok(raw)
 }
 
@@ -392,7 +406,9 @@ fn meta(header: &tar::Header, extra: &Extra) -> Result<Meta, String> {
                 u64::try_from(field(key, raw)?).map_err(|_| format!("its {key} is negative"))?
             }
         };
-        u32::try_from(n).map_err(|_| format!("its {key} {n} is more than Linux knows"))
+        // The largest number is -1 to chown(2): "leave it".
+        let id = u32::try_from(n).ok().filter(|id| *id != u32::MAX);
+        id.ok_or_else(|| format!("its {key} {n} is more than Linux knows"))
     };
     let mtime = match extra.get("mtime").filter(|raw| !raw.is_empty()) {
         Some(raw) => {
@@ -406,18 +422,25 @@ fn meta(header: &tar::Header, extra: &Extra) -> Result<Meta, String> {
         uid: id("uid", &old.uid)?,
         gid: id("gid", &old.gid)?,
         mtime,
-        xattrs: xattrs(extra),
+        xattrs: xattrs(extra)?,
     })
 }
 
-/// `SCHILY.xattr.NAME` records, the form every engine writes; an empty value removes a name that a
-/// global header set.
-fn xattrs(extra: &Extra) -> std::collections::BTreeMap<String, Vec<u8>> {
-    let records = extra.pax.iter().filter_map(|(key, value)| {
-        let name = key.strip_prefix(b"SCHILY.xattr.")?;
-        Some((String::from_utf8_lossy(name).into_owned(), value.clone()))
-    });
-    records.collect()
+/// `SCHILY.xattr.NAME` records, the form every engine writes and reads; the last one of a name wins.
+/// `SCHILY.acl.access` and `LIBARCHIVE.xattr.NAME` no engine applies, so the container never has them.
+fn xattrs(extra: &Extra) -> Result<std::collections::BTreeMap<String, Vec<u8>>, String> {
+    let mut all = std::collections::BTreeMap::new();
+    for (key, value) in &extra.pax {
+        let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else { continue };
+        if name.is_empty() || name.len() > MAX_XATTR.0 || value.len() > MAX_XATTR.1 {
+            return Err(format!(
+                "an extended attribute that Linux has no room for: {}",
+                escape(name)
+            ));
+        }
+        all.insert(String::from_utf8_lossy(name).into_owned(), value.clone());
+    }
+    Ok(all)
 }
 
 /// Seconds with a decimal fraction, perhaps negative; digits beyond nanoseconds are cut.

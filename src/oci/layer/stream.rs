@@ -13,8 +13,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::{DiffId, Digest};
 use crate::oci::Image;
+use crate::oci::limits::{Limits, Spent};
 
-use super::{Entry, LayerError, TarReader};
+use super::{Entry, EntryKind, LayerError, TarReader};
 
 const CHUNK: usize = 256 << 10;
 const AHEAD: usize = 16;
@@ -29,6 +30,8 @@ pub struct LayerStream {
     verify: bool,
     thread: Option<JoinHandle<io::Result<Pumped>>>,
     read: Arc<AtomicU64>,
+    limits: Limits,
+    spent: Spent,
 }
 
 /// Opens layer `index` of `image` for reading.
@@ -55,16 +58,24 @@ fn start(image: &Image, index: usize, verify: bool) -> Result<LayerStream, Layer
     let thread =
         std::thread::spawn(move || pump(source, verify && blob.is_some(), &progress, &sender));
     let hash = verify.then(Sha256::new);
-    let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash };
+    let (limits, spent) = (image.blobs.limits(), Spent::default());
+    let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash, left: limits.bytes };
     let tar = TarReader::new(chunks, index, diff_id);
-    Ok(LayerStream { tar, layer: index, blob, diff_id, verify, thread: Some(thread), read })
+    let thread = Some(thread);
+    Ok(LayerStream { tar, layer: index, blob, diff_id, verify, thread, read, limits, spent })
 }
 
 impl LayerStream {
     /// The next entry, content of the last one skipped.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
-        let entry = self.tar.next_entry();
-        entry.map_err(|error| self.cause(error))
+        let entry = self.tar.next_entry().map_err(|error| self.cause(error))?;
+        let size = match entry.as_ref().map(|entry| &entry.kind) {
+            Some(EntryKind::File { size, .. }) => *size,
+            _ => 0,
+        };
+        // Before the content is read: a hole of any size takes a few bytes of the layer.
+        let why = self.spent.add(size, self.limits).filter(|_| entry.is_some());
+        why.map_or(Ok(entry), |why| Err(LayerError::Limit { layer: self.layer, why }))
     }
 
     /// Reads content of the entry at hand; 0 at its end.
@@ -80,7 +91,14 @@ impl LayerStream {
     /// [`LayerStream::next_entry`].
     pub fn read_tar(&mut self, buf: &mut [u8]) -> Result<usize, LayerError> {
         let n = self.tar.inner_mut().read(buf);
-        n.map_err(|source| self.read_error(source))
+        n.map_err(|source| self.bounded().err().unwrap_or_else(|| self.read_error(source)))
+    }
+
+    /// The layer goes on beyond what the whole image may have.
+    fn bounded(&mut self) -> Result<(), LayerError> {
+        let bytes = if self.tar.inner_mut().left == 0 { self.limits.bytes } else { 0 };
+        let why = self.limits.too_large(bytes.saturating_add(1));
+        why.map_or(Ok(()), |why| Err(LayerError::Limit { layer: self.layer, why }))
     }
 
     /// Stored bytes read so far.
@@ -91,6 +109,7 @@ impl LayerStream {
     /// Reads to the end and checks blob digest, size and diffID.
     pub fn finish(mut self) -> Result<(), LayerError> {
         let drained = io::copy(self.tar.inner_mut(), &mut io::sink());
+        self.bounded()?;
         self.check_blob()?;
         drained.map_err(|source| self.read_error(source))?;
         let Some(hash) = self.tar.inner_mut().hash.take() else { return Ok(()) };
@@ -128,8 +147,12 @@ impl LayerStream {
         if matches!(error, LayerError::Entry { .. }) || self.thread.is_none() {
             return error;
         }
+        // Its digest would take all of it to be read.
+        if let Err(error) = self.bounded() {
+            return error;
+        }
         let _ = io::copy(self.tar.inner_mut(), &mut io::sink());
-        self.check_blob().err().unwrap_or(error)
+        self.bounded().and_then(|()| self.check_blob()).err().unwrap_or(error)
     }
 }
 
@@ -226,6 +249,8 @@ struct Chunks {
     chunk: Vec<u8>,
     at: usize,
     hash: Option<Sha256>,
+    /// Bytes that may follow.
+    left: u64,
 }
 
 impl Read for Chunks {
@@ -233,6 +258,10 @@ impl Read for Chunks {
         if self.at == self.chunk.len() {
             // A closed channel is the end; why it ended is told by the thread's result.
             let Ok(chunk) = self.receiver.recv() else { return Ok(0) };
+            self.left = self.left.saturating_sub(chunk.len() as u64);
+            if self.left == 0 {
+                return Err(io::Error::other("it goes on beyond the limit"));
+            }
             if let Some(hash) = &mut self.hash {
                 hash.update(&chunk);
             }

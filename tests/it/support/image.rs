@@ -126,6 +126,8 @@ impl LayerFixture {
 #[derive(Clone, Default)]
 pub struct ImageFixture {
     layers: Vec<(Vec<u8>, Option<Packed>)>,
+    /// Blobs that are stored as they are, by layer.
+    stored: std::collections::BTreeMap<usize, Vec<u8>>,
     config: Option<Value>,
     /// Tag in the index; none leaves the annotation away.
     tag: Option<String>,
@@ -142,6 +144,18 @@ impl ImageFixture {
     pub fn packed(mut self, layer: LayerFixture, packed: Packed) -> Self {
         self.layers.push((layer.finish(), Some(packed)));
         self
+    }
+
+    /// Adds a layer of any bytes.
+    pub fn bytes(mut self, bytes: Vec<u8>, packed: Packed) -> Self {
+        self.layers.push((bytes, Some(packed)));
+        self
+    }
+
+    /// Adds a layer that somebody else compressed into `blob`.
+    pub fn stored(mut self, tar: Vec<u8>, blob: Vec<u8>, packed: Packed) -> Self {
+        self.stored.insert(self.layers.len(), blob);
+        self.bytes(tar, packed)
     }
 
     /// `config` of the configuration.
@@ -173,6 +187,7 @@ impl ImageFixture {
         let (mut layers, mut diff_ids, mut history) = (Vec::new(), Vec::new(), Vec::new());
         for (at, (tar, packed)) in self.layers.iter().enumerate() {
             let (stored, suffix) = pack(tar, packed.unwrap_or(Packed::Plain));
+            let stored = self.stored.get(&at).cloned().unwrap_or(stored);
             let (digest, size) = put(&stored);
             let kind = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
             layers.push(json!({ "mediaType": kind, "digest": digest, "size": size }));
