@@ -695,7 +695,8 @@ fn names_in_archives_do_not_climb_either() {
             &["-C", folder.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."],
         );
         for path in [&folder, &archive] {
-            let image = slim::source::open(path.to_str().unwrap(), &Access::default());
+            let reference = format!("docker-archive:{}", path.display());
+            let image = slim::source::open(&reference, &Access::default());
             let tree = image.ok().and_then(|image| index(&image).ok());
             assert_eq!(tree.is_some(), good, "{layer} in {}", path.display());
         }
