@@ -696,7 +696,8 @@ fn names_in_archives_do_not_climb_either() {
             &["-C", folder.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."],
         );
         for path in [&folder, &archive] {
-            let image = slim::source::open(path.to_str().unwrap(), &Access::default());
+            let reference = format!("docker-archive:{}", path.display());
+            let image = slim::source::open(&reference, &Access::default());
             let tree = image.ok().and_then(|image| index(&image).ok());
             assert_eq!(tree.is_some(), good, "{layer} in {}", path.display());
         }
@@ -709,7 +710,7 @@ fn the_table_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
     let table = read("docs/hostile.md");
-    let sources = ["tests/it/hostile.rs", "tests/it/fidelity.rs", "src/sys/confine.rs"].map(read);
+    let sources = ["tests/it/hostile.rs", "src/sys/confine.rs"].map(read);
     let rows: Vec<&str> =
         table.lines().filter(|l| l.starts_with("| ") && l.contains("::")).collect();
     assert!(rows.len() >= 20, "only {} rows", rows.len());

@@ -7,7 +7,6 @@ mod container;
 mod doctor;
 mod drawn;
 mod engines;
-mod fidelity;
 mod hostile;
 mod images;
 mod images_corpus;
