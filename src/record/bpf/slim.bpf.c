@@ -412,10 +412,15 @@ __noinline u64 hash_data(u64 h, u32 len)
 
 // ---- names ----------------------------------------------------------------------------------
 
+static __always_inline int watched_device(u32 dev)
+{
+	return bpf_map_lookup_elem(&overlays, &dev) != 0;
+}
+
+// Of a super block that is known by its address only.
 static __always_inline int watched(struct super_block *sb)
 {
-	u32 dev = BPF_CORE_READ(sb, s_dev);
-	return bpf_map_lookup_elem(&overlays, &dev) != 0;
+	return watched_device(BPF_CORE_READ(sb, s_dev));
 }
 
 // A walk from a dentry up to the root of its overlay, or to the top of the mount tree.
@@ -474,7 +479,7 @@ __noinline int send_name(u64 dentry, u64 mnt, u64 key)
 
 // The key of a dentry's path: where every dentry on the way lies and what it is called. Pointers may
 // be subtracted, not read.
-static __noinline u64 chain_key(struct dentry *d)
+static __noinline u64 long_chain_key(struct dentry *d)
 {
 	u64 h = 0x51;
 	for (int i = 0; i < 64; i++) {
@@ -485,6 +490,12 @@ static __noinline u64 chain_key(struct dentry *d)
 		d = up;
 	}
 	return mix(h, bpf_ktime_get_ns()); // too deep to be known again
+}
+
+static __always_inline u64 chain_key(struct dentry *d)
+{
+	u64 from = (u64)d - (u64)d->d_parent;
+	return from ? long_chain_key(d) : mix(0x51, d->d_sb->s_dev);
 }
 
 // The key of a path, whose names the reader knows from here on; 0 if it could not be told.
@@ -507,6 +518,7 @@ static __always_inline u64 path_key(struct path *path)
 static __always_inline u64 path_name(struct path *path, u64 key)
 {
 	u64 dentry = 0, mnt = 0;
+	if (known(key)) return key;
 	bpf_probe_read_kernel(&dentry, sizeof(dentry), &path->dentry);
 	bpf_probe_read_kernel(&mnt, sizeof(mnt), &path->mnt);
 	return dentry ? name_of(key, dentry, mnt) : 0;
@@ -616,7 +628,7 @@ static __always_inline void tell_mounts(struct thread *t, struct task_struct *ta
 {
 	struct mnt_namespace *ns = task->nsproxy->mnt_ns;
 	u64 addr = 0, key = mounts_key(ns);
-	if (t->mounts == key || !watched(task->fs->root.dentry->d_sb)) return;
+	if (t->mounts == key || !watched_device(task->fs->root.dentry->d_sb->s_dev)) return;
 	if (!known(key)) {
 		bpf_probe_read_kernel(&addr, sizeof(addr), &task->nsproxy->mnt_ns);
 		if (!addr || !send_mounts(addr)) return;
@@ -732,7 +744,7 @@ struct use {
 
 // Whether the folder behind a descriptor is still the one that the thread's last call started from: nobody
 // else has its descriptors, and no call renamed a folder since. Who renames from outside of what is
-// recorded is not seen; then a name that the folder had before is known already.
+// recorded is not seen; then the folder goes by the name that it had.
 static __always_inline int same_folder(struct thread *t, struct files_struct *files, u32 fd, struct state *st)
 {
 	return t->folder_fd == fd + 1 && t->renames == st->renames && files->count.counter == 1;
@@ -754,29 +766,31 @@ __noinline int path_used(struct use *u, struct thread *t)
 	*(u64 *)&o->data[u->len & 0x1fff] = 0;
 	absolute = o->data[0] == '/';
 	if (!absolute && u->fd < 0 && u->fd != AT_FDCWD) return 0; // never a folder: EBADF
-	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
-	key = hash_data(mix(key, u->flags), u->len);
 	root = u->moves ? t->root : path_key(&fs->root);
-	key = mix(key, root);
+	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
+	key = mix(hash_data(mix(key, u->flags), u->len), root);
 	key = mix(key, u->mounts ? mounts_key(task->nsproxy->mnt_ns) : t->mounts);
 	if (!absolute && u->fd == AT_FDCWD) {
 		base = u->moves ? t->pwd : path_key(&fs->pwd);
 	} else if (!absolute) {
-		if (same_folder(t, task->files, u->fd, st) && known(mix(key, t->folder))) return 0;
-		renames = st->renames;
-		file = file_of(task, u->fd);
-		if (file) folder = file_place(file);
-		if (folder.dentry) base = place_key(folder);
-		if (u->pid == task->pid) { // and no thread of the kernel's own
-			t->renames = renames;
-			t->folder = base;
-			t->folder_fd = u->fd + 1;
+		if (same_folder(t, task->files, u->fd, st) && known(t->folder)) {
+			base = t->folder;
+		} else {
+			renames = st->renames;
+			file = file_of(task, u->fd);
+			if (file) folder = file_place(file);
+			if (folder.dentry) base = place_key(folder);
+			if (u->pid == task->pid) { // and no thread of the kernel's own
+				t->renames = renames;
+				t->folder = base;
+				t->folder_fd = u->fd + 1;
+			}
 		}
 	}
 	key = mix(key, base);
 	if (known(key)) return 0;
 	// a runtime that is still at the host's root
-	if (u->moves ? !root : !watched(fs->root.dentry->d_sb)) return 0;
+	if (u->moves ? !root : !watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
 	begin(o, PATH, t);
 	o->head.arch = u->arch;
 	o->head.number = u->nr;
@@ -795,7 +809,8 @@ __noinline int path_used(struct use *u, struct thread *t)
 		o->head.base = name_of(base, folder.dentry, folder.mnt);
 		if (!o->head.base) return 0;
 	} else if (!absolute) {
-		o->head.flags |= BASE_UNKNOWN;
+		o->head.base = base;
+		o->head.flags |= base ? 0 : BASE_UNKNOWN;
 	}
 	if (send(o, u->len)) remember(key);
 	return 0;
@@ -808,7 +823,7 @@ static __noinline int stand(struct thread *t)
 	struct fs_struct *fs = task->fs;
 	if (!t || !fs) return 0;
 	t->root = t->pwd = 0;
-	if (!watched(fs->root.dentry->d_sb)) return 0;
+	if (!watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
 	t->root = path_name(&fs->root, path_key(&fs->root));
 	t->pwd = path_name(&fs->pwd, path_key(&fs->pwd));
 	return 0;
@@ -1472,7 +1487,7 @@ int slim_exec(u64 *ctx)
 	if (!t) return 0;
 	fs = task->fs;
 	mm = task->mm;
-	if (watched(fs->root.dentry->d_sb)) {
+	if (watched_device(fs->root.dentry->d_sb->s_dev)) {
 		if (!t->entered && is_hook(task, t)) t->role = HOOK;
 		t->entered = 1;
 		tell_mounts(t, task);
@@ -1482,7 +1497,7 @@ int slim_exec(u64 *ctx)
 	if (t->entered) {
 		o->head.base = path_name(&fs->pwd, path_key(&fs->pwd));
 		o->head.root = path_name(&fs->root, path_key(&fs->root));
-		if (watched(fs->root.dentry->d_sb)) o->head.flags |= ROOT_ON_OVERLAY;
+		if (watched_device(fs->root.dentry->d_sb->s_dev)) o->head.flags |= ROOT_ON_OVERLAY;
 	}
 	bpf_probe_read_kernel(&exe, sizeof(exe), &mm->exe_file);
 	if (exe) {
