@@ -742,12 +742,12 @@ struct use {
 	u64 flags;
 };
 
-// Whether the folder behind a descriptor is still the one that the thread's last call started from: nobody
-// else has its descriptors, and no call renamed a folder since. Who renames from outside of what is
-// recorded is not seen; then the folder goes by the name that it had.
-static __always_inline int same_folder(struct thread *t, struct files_struct *files, u32 fd, struct state *st)
+// Whether the folder behind a descriptor is still the one that the thread's last call started from. It was
+// the only user of its descriptors then, and to share them takes a call; no call renamed a folder since. Who
+// renames from outside of what is recorded is not seen; then the folder goes by the name that it had.
+static __always_inline int same_folder(struct thread *t, u32 fd, struct state *st)
 {
-	return t->folder_fd == fd + 1 && t->renames == st->renames && files->count.counter == 1;
+	return t->folder_fd == fd + 1 && t->renames == st->renames;
 }
 
 // Reports the string in `data`. Global, as all that follows from a call's end: looked at once.
@@ -773,7 +773,7 @@ __noinline int path_used(struct use *u, struct thread *t)
 	if (!absolute && u->fd == AT_FDCWD) {
 		base = u->moves ? t->pwd : path_key(&fs->pwd);
 	} else if (!absolute) {
-		if (same_folder(t, task->files, u->fd, st) && known(t->folder)) {
+		if (same_folder(t, u->fd, st) && known(t->folder)) {
 			base = t->folder;
 		} else {
 			renames = st->renames;
@@ -783,7 +783,7 @@ __noinline int path_used(struct use *u, struct thread *t)
 			if (u->pid == task->pid) { // and no thread of the kernel's own
 				t->renames = renames;
 				t->folder = base;
-				t->folder_fd = u->fd + 1;
+				t->folder_fd = task->files->count.counter == 1 ? u->fd + 1 : 0;
 			}
 		}
 	}
