@@ -410,6 +410,14 @@ __noinline u64 hash_data(u64 h, u32 len)
 	return mix(h, len);
 }
 
+// Fills the last word of a string up, for hash_data. The mask cuts nothing, but is not left to the compiler,
+// which sees that: Linux 6.1 loses track of a length that was kept on the stack meanwhile.
+static __always_inline void fill_up(struct out *o, u64 len)
+{
+	asm volatile("%0 &= 8191" : "+r"(len));
+	*(u64 *)&o->data[len] = 0;
+}
+
 // ---- names ----------------------------------------------------------------------------------
 
 static __always_inline int watched_device(u32 dev)
@@ -763,7 +771,7 @@ __noinline int path_used(struct use *u, struct thread *t)
 	u32 renames;
 
 	if (!o || !st || !u || !t || !fs || u->len <= 1 || u->len > 4096) return 0;
-	*(u64 *)&o->data[u->len & 0x1fff] = 0;
+	fill_up(o, u->len);
 	absolute = o->data[0] == '/';
 	if (!absolute && u->fd < 0 && u->fd != AT_FDCWD) return 0; // never a folder: EBADF
 	root = u->moves ? t->root : path_key(&fs->root);
@@ -895,7 +903,7 @@ static __always_inline int send_address(struct out *o, struct use *u, struct thr
 		type = (u16)BPF_CORE_READ(socket, type);
 		protocol = BPF_CORE_READ(socket, sk, sk_protocol);
 	}
-	*(u64 *)&o->data[len & 0xff] = 0;
+	fill_up(o, len);
 	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)class_of(t) << 24 | (u64)type << 32, u->ret < 0 ? u->ret : 0);
 	key = hash_data(mix(key, 0xadd0 | (u64)protocol << 32), len);
 	if (known(key)) return 0;
