@@ -242,7 +242,26 @@ impl PathCall {
         let flags = if self.name == "openat2" { 0x80 | 3 } else { up(self.flags) };
         [up(path0), up(path1), up(dir0), up(dir1), flags, 0, 0, 0]
     }
+
+    /// The traits in it: a folder that such a call starts from is the next one's too, if the descriptor
+    /// is the same.
+    fn traits(&self) -> u8 {
+        match self.op {
+            Rename => RENAMES,
+            Open | Stat | Change | Create | Remove if self.paths[0].0 >= 0 => KEEPS,
+            _ => 0,
+        }
+    }
 }
+
+/// Traits of a call, as the BPF source has them: it leaves every descriptor and every folder's name as
+/// it is; it gives folders other names.
+const KEEPS: u8 = 1;
+const RENAMES: u8 = 2;
+
+/// Calls that have no path and keep descriptors, too: what a program does between looks at a folder's
+/// files.
+const KEEPING: [&str; 5] = ["fstat", "fstat64", "getdents", "getdents64", "read"];
 
 /// The architecture behind an event's number for it.
 pub fn arch_of(number: u8) -> Option<Arch> {
@@ -295,6 +314,10 @@ pub fn descriptors() -> Vec<(u32, [u8; 8])> {
                 descriptor[5] = index + 1;
             }
             descriptor[6] = what(name);
+            descriptor[7] = path_call(name).map_or(0, PathCall::traits);
+            if KEEPING.contains(&name) {
+                descriptor[7] = KEEPS;
+            }
             if name == "mmap" && arch == Arch::X86 {
                 descriptor[5..7].fill(0); // old_mmap: its arguments are in memory, and nothing uses it
             }

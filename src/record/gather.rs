@@ -215,6 +215,16 @@ pub struct Place {
     pub mnt_ns: u32,
 }
 
+/// A place by what an event said of it: names leaf first, and a hash of what they say.
+#[derive(Debug)]
+struct LastPlace {
+    absolute: bool,
+    base: Vec<u8>,
+    root: Vec<u8>,
+    place: Arc<Place>,
+    print: u128,
+}
+
 /// How a file of the overlay was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum How {
@@ -285,6 +295,9 @@ pub struct Gathered {
     noted: HashSet<u128>,
     places: Shared<Place>,
     users: Shared<User>,
+    /// Where the last path started from, and who the last event was about: mostly the next one's, too.
+    last_place: Option<LastPlace>,
+    last_user: Option<Arc<User>>,
     pub files: Vec<FileUse>,
     pub calls: Vec<CallUse>,
     pub addresses: Vec<AddressUse>,
@@ -501,19 +514,16 @@ impl Gathered {
             self.bases_unknown += u64::from(looked_up(event.result));
             return;
         }
-        let absolute = raw.first() == Some(&b'/');
-        let base = if absolute { b"/".to_vec() } else { path_of(&event.data[1]) };
-        let root = path_of(&event.data[2]);
+        let (place, print) = self.place(&event);
         let call = (event.arch, event.number, event.other, event.value, event.result.min(0));
         let when =
             (event.phase == 0, event.mnt_ns, self.mounts.get(&event.mnt_ns).map(Mounts::len));
-        if !self.noted.insert(fingerprint(&(raw, &base, &root, call, when))) {
+        if !self.noted.insert(fingerprint(&(raw, print, call, when))) {
             return;
         }
-        let (base, root) = (base.into(), root.into());
         let path = PathUse {
             raw: raw.into(),
-            place: self.places.of(Place { base, root, mnt_ns: event.mnt_ns }),
+            place,
             arch: event.arch,
             number: event.number,
             which: event.other,
@@ -524,11 +534,38 @@ impl Gathered {
         self.paths.push(path);
     }
 
+    /// Where a path starts from, and a hash of that.
+    fn place(&mut self, event: &Event) -> (Arc<Place>, u128) {
+        let absolute = text(&event.data[0]).first() == Some(&b'/');
+        let [_, base, root, ..] = &event.data;
+        if let Some(last) = &self.last_place
+            && (last.absolute, &last.base, &last.root) == (absolute, base, root)
+            && last.place.mnt_ns == event.mnt_ns
+        {
+            return (Arc::clone(&last.place), last.print);
+        }
+        let from = if absolute { b"/".to_vec() } else { path_of(base) };
+        let place = Place { base: from.into(), root: path_of(root).into(), mnt_ns: event.mnt_ns };
+        let print = fingerprint(&place);
+        let place = self.places.of(place);
+        let (base, root) = (base.clone(), root.clone());
+        let last = LastPlace { absolute, base, root, place: Arc::clone(&place), print };
+        self.last_place = Some(last);
+        (place, print)
+    }
+
     fn by(&mut self, event: &Event) -> By {
         let phase = PHASES[usize::from(event.phase) % PHASES.len()];
         let who = self.processes.get(&event.pid).map(|p| Arc::clone(&p.who)).unwrap_or_default();
-        let user = User { who, uid: event.uid, phase, backend: self.backend };
-        By { user: self.users.of(user), time: event.time }
+        let same = |user: &&Arc<User>| {
+            Arc::ptr_eq(&user.who, &who) && (user.uid, user.phase) == (event.uid, phase)
+        };
+        let user = match self.last_user.as_ref().filter(same) {
+            Some(user) => Arc::clone(user),
+            None => self.users.of(User { who, uid: event.uid, phase, backend: self.backend }),
+        };
+        self.last_user = Some(Arc::clone(&user));
+        By { user, time: event.time }
     }
 
     /// Whose an open by `pid` is, in the order of the fanotify queue. `exec`: it was for execution.

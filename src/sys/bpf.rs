@@ -250,6 +250,8 @@ struct State {
     woken: u32,
     size: u32,
     capable: [u64; 4],
+    renames: u32,
+    pad: u32,
 }
 
 // SAFETY: a plain C struct of integers whose fields leave no gap.

@@ -105,6 +105,7 @@ impl Stage {
                 self.names.insert((number, 'I'), inside);
                 layer
             }
+            'C' => put(dir(layer, &path), &[&path[..], b"/in"].concat(), b"data"),
             'M' => dir(layer, &path),
             'L' => layer.raw(b'2', &path[1..], &self.name(number, 'F')[3..], b"", &attr),
             'K' => layer.raw(b'2', &path[1..], &self.name(number, 'D')[3..], b"", &attr),

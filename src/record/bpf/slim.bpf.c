@@ -52,7 +52,7 @@ struct fs_struct { struct path root, pwd; } CORE;
 struct file { struct path f_path; struct inode *f_inode; void *private_data; } CORE;
 struct backing_file { struct file file; struct path user_path; } CORE; // Linux 6.5
 struct fdtable { unsigned int max_fds; struct file **fd; } CORE;
-struct files_struct { struct fdtable *fdt; } CORE;
+struct files_struct { struct { int counter; } count; struct fdtable *fdt; } CORE;
 struct mm_struct { unsigned long arg_start; struct file *exe_file; } CORE;
 struct vm_area_struct { struct file *vm_file; } CORE;
 struct ns_common { unsigned int inum; } CORE;
@@ -141,9 +141,11 @@ struct call {
 	u8 flags;        // 1 + index of the argument that tells what the call does with the path
 	u8 args;         // arguments worth recording with the call: enum args
 	u8 what;         // more to do when it ends: enum what
-	u8 pad;
+	u8 traits;       // KEEPS, RENAMES
 };
 #define BY_POINTER 0x80  // in `flags`: the argument points to them
+#define KEEPS 1          // leaves every descriptor and every folder's name as it is
+#define RENAMES 2        // gives folders other names
 // up to 6: 1 + index of the one argument
 enum args { SOCKET = 7, SOCKOPT, EXECUTABLE };
 enum what { ADDR_1 = 1, ADDR_4, MESSAGE, MESSAGES, LISTEN, SOCKETCALL, MAPPING, CLONE3, MOUNTS, MOVES, PIVOT };
@@ -170,7 +172,11 @@ struct thread {
 	u32 call;        // 1 + number | arch << 31 of the call it is in; or ELSEWHERE
 	u64 root, pwd;   // names of where it stood before a call that moves it
 	u64 mounts;      // key of the mounts that the reader knows it to see
-	u32 pad[6];
+	// The folder that its last call started from, while it makes but calls that leave it so (KEEPS)
+	u64 folder;      // key
+	u32 folder_fd;   // 1 + descriptor; 0: not known
+	u32 renames;     // `renames` of the state, then
+	u32 pad[2];
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_STACK); __uint(max_entries, 65536); __uint(value_size, 4); } unused SEC(".maps");
@@ -186,6 +192,8 @@ struct state {
 	u32 woken;       // the reader was told of the first exec
 	u32 size;        // entries of `threads`
 	u64 capable[CLASSES]; // capabilities reported
+	u32 renames;     // calls that gave a folder another name, at their begin and end; odd or even
+	u32 pad;
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct state); } state SEC(".maps");
 
@@ -256,9 +264,11 @@ static __always_inline struct thread *thread_of(u32 pid)
 	return bpf_map_lookup_elem(&threads, &at);
 }
 
+// The fewer helpers the better, here above all: each costs as much as all else that a call does here,
+// where returns are guarded against speculation.
 static __always_inline struct thread *current_thread(void)
 {
-	return thread_of((u32)bpf_get_current_pid_tgid());
+	return thread_of(self()->pid);
 }
 
 // What the reader keeps apart: the runtime's use, the container's, a hook's.
@@ -400,12 +410,25 @@ __noinline u64 hash_data(u64 h, u32 len)
 	return mix(h, len);
 }
 
+// Fills the last word of a string up, for hash_data. The mask cuts nothing, but is not left to the compiler,
+// which sees that: Linux 6.1 loses track of a length that was kept on the stack meanwhile.
+static __always_inline void fill_up(struct out *o, u64 len)
+{
+	asm volatile("%0 &= 8191" : "+r"(len));
+	*(u64 *)&o->data[len] = 0;
+}
+
 // ---- names ----------------------------------------------------------------------------------
 
+static __always_inline int watched_device(u32 dev)
+{
+	return bpf_map_lookup_elem(&overlays, &dev) != 0;
+}
+
+// Of a super block that is known by its address only.
 static __always_inline int watched(struct super_block *sb)
 {
-	u32 dev = BPF_CORE_READ(sb, s_dev);
-	return bpf_map_lookup_elem(&overlays, &dev) != 0;
+	return watched_device(BPF_CORE_READ(sb, s_dev));
 }
 
 // A walk from a dentry up to the root of its overlay, or to the top of the mount tree.
@@ -464,7 +487,7 @@ __noinline int send_name(u64 dentry, u64 mnt, u64 key)
 
 // The key of a dentry's path: where every dentry on the way lies and what it is called. Pointers may
 // be subtracted, not read.
-static __noinline u64 chain_key(struct dentry *d)
+static __noinline u64 long_chain_key(struct dentry *d)
 {
 	u64 h = 0x51;
 	for (int i = 0; i < 64; i++) {
@@ -475,6 +498,12 @@ static __noinline u64 chain_key(struct dentry *d)
 		d = up;
 	}
 	return mix(h, bpf_ktime_get_ns()); // too deep to be known again
+}
+
+static __always_inline u64 chain_key(struct dentry *d)
+{
+	u64 from = (u64)d - (u64)d->d_parent;
+	return from ? long_chain_key(d) : mix(0x51, d->d_sb->s_dev);
 }
 
 // The key of a path, whose names the reader knows from here on; 0 if it could not be told.
@@ -490,14 +519,14 @@ static __always_inline u64 name_of(u64 key, u64 dentry, u64 mnt)
 // part of the name.
 static __always_inline u64 path_key(struct path *path)
 {
-	u64 key = chain_key(path->dentry), mnt = 0;
-	bpf_probe_read_kernel(&mnt, sizeof(mnt), &path->mnt);
-	return mix(key, mnt);
+	struct dentry *d = path->dentry;
+	return mix(chain_key(d), (u64)path->mnt - (u64)d);
 }
 
 static __always_inline u64 path_name(struct path *path, u64 key)
 {
 	u64 dentry = 0, mnt = 0;
+	if (known(key)) return key;
 	bpf_probe_read_kernel(&dentry, sizeof(dentry), &path->dentry);
 	bpf_probe_read_kernel(&mnt, sizeof(mnt), &path->mnt);
 	return dentry ? name_of(key, dentry, mnt) : 0;
@@ -508,9 +537,7 @@ static __always_inline u64 path_name(struct path *path, u64 key)
 // Which state of which mount namespace.
 static __always_inline u64 mounts_key(struct mnt_namespace *ns)
 {
-	u64 root = 0;
-	bpf_probe_read_kernel(&root, sizeof(root), &ns->root);
-	return mix(mix(0x3077, ns->event ^ (u64)ns->ns.inum << 32), root);
+	return mix(mix(0x3077, ns->event ^ (u64)ns->ns.inum << 32), (u64)ns->root - (u64)ns);
 }
 
 struct mounts { u64 node, end; u32 ns, tree, count, done; };
@@ -609,7 +636,7 @@ static __always_inline void tell_mounts(struct thread *t, struct task_struct *ta
 {
 	struct mnt_namespace *ns = task->nsproxy->mnt_ns;
 	u64 addr = 0, key = mounts_key(ns);
-	if (t->mounts == key || !watched(task->fs->root.dentry->d_sb)) return;
+	if (t->mounts == key || !watched_device(task->fs->root.dentry->d_sb->s_dev)) return;
 	if (!known(key)) {
 		bpf_probe_read_kernel(&addr, sizeof(addr), &task->nsproxy->mnt_ns);
 		if (!addr || !send_mounts(addr)) return;
@@ -658,7 +685,7 @@ static __noinline u64 address_key(u64 dentry)
 	for (int i = 0; i < 64; i++) {
 		struct step s = step_of(d);
 		u64 from = (u64)d - s.up;
-		if (!from) return mix(h, BPF_CORE_READ(d, d_sb, s_dev));
+		if (!from) return mix(h, dentry);
 		h = mix(h, from ^ ((u64)s.len << 32 | s.hash));
 		d = (void *)s.up;
 	}
@@ -691,7 +718,7 @@ static __always_inline int on_overlay(struct place p)
 	return d && watched(BPF_CORE_READ(d, d_sb));
 }
 
-static __noinline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
+static __always_inline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
 {
 	if (arch) {
 		switch (index) {
@@ -723,39 +750,55 @@ struct use {
 	u64 flags;
 };
 
+// Whether the folder behind a descriptor is still the one that the thread's last call started from. It was
+// the only user of its descriptors then, and to share them takes a call; no call renamed a folder since. Who
+// renames from outside of what is recorded is not seen; then the folder goes by the name that it had.
+static __always_inline int same_folder(struct thread *t, u32 fd, struct state *st)
+{
+	return t->folder_fd == fd + 1 && t->renames == st->renames;
+}
+
 // Reports the string in `data`. Global, as all that follows from a call's end: looked at once.
-__noinline int path_used(struct use *u)
+__noinline int path_used(struct use *u, struct thread *t)
 {
 	struct task_struct *task = self();
 	struct fs_struct *fs = task->fs;
 	struct out *o = ONLY(scratch);
+	struct state *st = ONLY(state);
 	struct place folder = {};
-	u64 key, root, base = 0;
-	struct thread *t;
+	u64 key, root, base = 0, file;
 	int absolute;
+	u32 renames;
 
-	if (!o || !u || !fs || u->len <= 1 || u->len > 4096) return 0;
-	t = thread_of(u->pid);
-	if (!t) return 0;
-	*(u64 *)&o->data[u->len & 0x1fff] = 0;
+	if (!o || !st || !u || !t || !fs || u->len <= 1 || u->len > 4096) return 0;
+	fill_up(o, u->len);
 	absolute = o->data[0] == '/';
 	if (!absolute && u->fd < 0 && u->fd != AT_FDCWD) return 0; // never a folder: EBADF
-	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
-	key = hash_data(mix(key, u->flags), u->len);
 	root = u->moves ? t->root : path_key(&fs->root);
-	key = mix(key, root);
+	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)u->which << 20 | (u64)class_of(t) << 24, u->ret < 0 ? u->ret : 0);
+	key = mix(hash_data(mix(key, u->flags), u->len), root);
 	key = mix(key, u->mounts ? mounts_key(task->nsproxy->mnt_ns) : t->mounts);
 	if (!absolute && u->fd == AT_FDCWD) {
 		base = u->moves ? t->pwd : path_key(&fs->pwd);
 	} else if (!absolute) {
-		u64 file = file_of(task, u->fd);
-		if (file) folder = file_place(file);
-		if (folder.dentry) base = place_key(folder);
+		if (same_folder(t, u->fd, st) && known(t->folder)) {
+			base = t->folder;
+		} else {
+			renames = st->renames;
+			file = file_of(task, u->fd);
+			if (file) folder = file_place(file);
+			if (folder.dentry) base = place_key(folder);
+			if (u->pid == task->pid) { // and no thread of the kernel's own
+				t->renames = renames;
+				t->folder = base;
+				t->folder_fd = task->files->count.counter == 1 ? u->fd + 1 : 0;
+			}
+		}
 	}
 	key = mix(key, base);
 	if (known(key)) return 0;
 	// a runtime that is still at the host's root
-	if (u->moves ? !root : !watched(fs->root.dentry->d_sb)) return 0;
+	if (u->moves ? !root : !watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
 	begin(o, PATH, t);
 	o->head.arch = u->arch;
 	o->head.number = u->nr;
@@ -774,7 +817,8 @@ __noinline int path_used(struct use *u)
 		o->head.base = name_of(base, folder.dentry, folder.mnt);
 		if (!o->head.base) return 0;
 	} else if (!absolute) {
-		o->head.flags |= BASE_UNKNOWN;
+		o->head.base = base;
+		o->head.flags |= base ? 0 : BASE_UNKNOWN;
 	}
 	if (send(o, u->len)) remember(key);
 	return 0;
@@ -787,7 +831,7 @@ static __noinline int stand(struct thread *t)
 	struct fs_struct *fs = task->fs;
 	if (!t || !fs) return 0;
 	t->root = t->pwd = 0;
-	if (!watched(fs->root.dentry->d_sb)) return 0;
+	if (!watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
 	t->root = path_name(&fs->root, path_key(&fs->root));
 	t->pwd = path_name(&fs->pwd, path_key(&fs->pwd));
 	return 0;
@@ -814,21 +858,17 @@ static __always_inline int looked_up(s32 ret)
 }
 
 // One path argument of a finished call.
-static __noinline int path_argument(struct use *u, struct pt_regs *regs, struct call *c)
+static __always_inline void path_argument(struct use *u, struct thread *t, struct pt_regs *regs, struct call *c, u32 which)
 {
 	struct out *o = ONLY(scratch);
-	u32 index, dir;
-	u64 ptr, flags = 0;
+	u32 index = c->path[which], dir = c->dir[which];
+	u64 ptr = arg(regs, u->arch, index - 1), flags = 0;
 	long n;
-	if (!o || !u || !regs || !c) return 0;
-	index = c->path[u->which & 1];
-	dir = c->dir[u->which & 1];
-	ptr = arg(regs, u->arch, index - 1);
-	if (!ptr) return 0;
+	if (!o || !ptr) return;
 	n = bpf_probe_read_user_str(o->data, 4096, (void *)ptr);
 	if (n < 0) {
 		if (looked_up(u->ret)) lose(STRING_FAULT);
-		return 0;
+		return;
 	}
 	// an empty string means the descriptor itself, which was seen when it was opened
 	u->len = n;
@@ -841,7 +881,7 @@ static __noinline int path_argument(struct use *u, struct pt_regs *regs, struct 
 	u->fd = dir ? (s32)arg(regs, u->arch, dir - 1) : AT_FDCWD;
 	u->mounts = c->what == MOUNTS || c->what == PIVOT;
 	u->moves = c->what == MOVES || c->what == PIVOT;
-	return path_used(u);
+	path_used(u, t);
 }
 
 // ---- addresses ------------------------------------------------------------------------------
@@ -863,7 +903,7 @@ static __always_inline int send_address(struct out *o, struct use *u, struct thr
 		type = (u16)BPF_CORE_READ(socket, type);
 		protocol = BPF_CORE_READ(socket, sk, sk_protocol);
 	}
-	*(u64 *)&o->data[len & 0xff] = 0;
+	fill_up(o, len);
 	key = mix((u64)u->nr | (u64)u->arch << 16 | (u64)class_of(t) << 24 | (u64)type << 32, u->ret < 0 ? u->ret : 0);
 	key = hash_data(mix(key, 0xadd0 | (u64)protocol << 32), len);
 	if (known(key)) return 0;
@@ -906,7 +946,7 @@ __noinline int address(struct use *u, s32 fd, u64 ptr, u32 len)
 		u->which = 2;
 		u->len = n;
 		u->fd = AT_FDCWD;
-		return path_used(u);
+		return path_used(u, t);
 	}
 	if (family != 1 && family != 2 && family != 10) return 0;
 	if (family == 2 && len > 16) len = 16;
@@ -1038,25 +1078,31 @@ static __noinline int note_args(u32 how, u32 call, struct pt_regs *regs)
 	return note_value((u32)bpf_get_current_pid_tgid(), call, value);
 }
 
-static __always_inline u32 compat(void)
+// A folder gets another name: what threads know of theirs holds no more. At either side of the call.
+static __always_inline void renaming(void)
 {
-	return (self()->thread_info.status & TS_COMPAT) != 0;
+	struct state *s = ONLY(state);
+	if (s) __sync_fetch_and_add(&s->renames, 1);
 }
 
 SEC("tp_btf/sys_enter")
 int slim_enter(u64 *ctx)
 {
-	struct thread *t = current_thread();
+	struct task_struct *task = self();
+	struct thread *t = thread_of(task->pid);
 	struct slot *s;
 	u32 arch, nr, call;
 	if (!t) return 0;
 	nr = (u32)ctx[1] & 0x7fffffff;
-	arch = compat();
+	arch = (task->thread_info.status & TS_COMPAT) != 0;
 	call = arch << 31 | nr;
 	t->call = call + 1;
-	if (t->role == UNRECORDED || (s32)ctx[1] < 0) return 0; // no call: ENOSYS for every negative number
+	if ((s32)ctx[1] < 0) return 0; // no call: ENOSYS for every negative number
 	s = slot_of(arch, class_of(t), nr);
 	if (!s) return 0;
+	if (!(s->call.traits & KEEPS)) t->folder_fd = 0;
+	if (s->call.traits & RENAMES) renaming();
+	if (t->role == UNRECORDED) return 0;
 	if (!s->called && note(t, CALL, call, 0)) s->called = 1;
 	if (s->call.args) note_args(s->call.args, call, (void *)ctx[0]);
 	if (s->call.what >= MOVES) stand(t);
@@ -1174,21 +1220,21 @@ SEC("tp_btf/sys_exit")
 int slim_exit(u64 *ctx)
 {
 	struct pt_regs *regs = (void *)ctx[0];
-	struct thread *t = current_thread();
+	struct task_struct *task = self();
+	struct thread *t = thread_of(task->pid);
 	s64 ret = (s64)ctx[1];
 	struct use u = {};
 	struct slot *s;
 	u32 call;
 
 	if (!t) return 0;
-	u.pid = (u32)bpf_get_current_pid_tgid();
 	call = t->call;
 	t->call = 0;
-	if (t->role == UNRECORDED || call == ELSEWHERE) return 0;
+	if (call == ELSEWHERE) return 0;
 	if (!call) {
 		s64 nr = regs->orig_ax;
-		u32 arch = compat();
-		if ((s32)nr < 0) return 0;
+		u32 arch = (task->thread_info.status & TS_COMPAT) != 0;
+		if ((s32)nr < 0 || t->role == UNRECORDED) return 0;
 		s = slot_of(arch, class_of(t), nr);
 		if (s) note_error(t, s, REFUSED, arch << 31 | (u32)nr, ret < 0 ? (s32)ret : 0);
 		return 0;
@@ -1198,15 +1244,18 @@ int slim_exit(u64 *ctx)
 	u.nr = call & 0x7fffffff;
 	s = slot_of(u.arch, class_of(t), u.nr);
 	if (!s) return 0;
+	if (s->call.traits & RENAMES) renaming();
+	if (t->role == UNRECORDED) return 0;
 	if (errno_of(ret)) note_error(t, s, FAILED, call, ret);
 	if (!s->call.path[0] && !s->call.what) return 0;
+	u.pid = task->pid;
 	u.ret = ret < -4095 ? 0 : ret > 0x7fffffff ? 0x7fffffff : (s32)ret;
 	// after a call that changed the mounts they are others than when it looked
-	if (s->call.what != MOUNTS && s->call.what != PIVOT) tell_mounts(t, self());
-	if (s->call.path[0]) path_argument(&u, regs, &s->call);
-	if (s->call.path[1]) {
-		u.which = 1;
-		path_argument(&u, regs, &s->call);
+	if (s->call.what != MOUNTS && s->call.what != PIVOT) tell_mounts(t, task);
+	for (u32 i = 0; i < 2; i++) {
+		if (!s->call.path[i]) break;
+		u.which = i;
+		path_argument(&u, t, regs, &s->call, i);
 	}
 	if (s->call.what) more(&u, s->call.what, regs);
 	return 0;
@@ -1446,7 +1495,7 @@ int slim_exec(u64 *ctx)
 	if (!t) return 0;
 	fs = task->fs;
 	mm = task->mm;
-	if (watched(fs->root.dentry->d_sb)) {
+	if (watched_device(fs->root.dentry->d_sb->s_dev)) {
 		if (!t->entered && is_hook(task, t)) t->role = HOOK;
 		t->entered = 1;
 		tell_mounts(t, task);
@@ -1456,7 +1505,7 @@ int slim_exec(u64 *ctx)
 	if (t->entered) {
 		o->head.base = path_name(&fs->pwd, path_key(&fs->pwd));
 		o->head.root = path_name(&fs->root, path_key(&fs->root));
-		if (watched(fs->root.dentry->d_sb)) o->head.flags |= ROOT_ON_OVERLAY;
+		if (watched_device(fs->root.dentry->d_sb->s_dev)) o->head.flags |= ROOT_ON_OVERLAY;
 	}
 	bpf_probe_read_kernel(&exe, sizeof(exe), &mm->exe_file);
 	if (exe) {
@@ -1572,6 +1621,7 @@ __noinline int submitted(u64 addr, u32 pid)
 		name = BPF_CORE_READ(io, filename);
 	} else if (opcode == 35 && bpf_core_type_exists(struct io_rename)) {
 		u.nr = 316; // renameat2
+		renaming();
 		TWO_PATHS(struct io_rename);
 	} else if (opcode == 39 && bpf_core_type_exists(struct io_link)) {
 		struct io_link *io = (void *)addr;
@@ -1608,7 +1658,7 @@ __noinline int submitted(u64 addr, u32 pid)
 	n = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(name, name));
 	if (n > 0) {
 		u.len = n;
-		path_used(&u);
+		path_used(&u, t);
 	}
 	if (!second) return 0;
 	n = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(second, name));
@@ -1616,7 +1666,7 @@ __noinline int submitted(u64 addr, u32 pid)
 		u.len = n;
 		u.fd = fd2;
 		u.which = 1;
-		path_used(&u);
+		path_used(&u, t);
 	}
 	return 0;
 }

@@ -10,6 +10,7 @@
 #include <linux/io_uring.h>
 #include <linux/openat2.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -315,6 +316,32 @@ static int look(const char *op, const char *a)
 	return -1;
 }
 
+// Looks at "in" by a descriptor, makes that the descriptor of another folder and looks again.
+static int another_folder(const char *how, int fd, const char *other)
+{
+	int *turn = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), to;
+	int shared = !strcmp(how, "shared");
+	if (strcmp(how, "closed")) must(to = syscall(SYS_open, other, O_RDONLY | O_DIRECTORY));
+	// a process that shares the descriptors, so that the one that looks makes no call in between
+	if (shared && !syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0)) {
+		while (!__atomic_load_n(turn, __ATOMIC_ACQUIRE)) ;
+		syscall(SYS_dup2, to, fd);
+		__atomic_store_n(turn, 2, __ATOMIC_RELEASE);
+		_exit(0);
+	}
+	must(syscall(SYS_newfstatat, fd, "in", buf, 0));
+	if (shared) {
+		__atomic_store_n(turn, 1, __ATOMIC_RELEASE);
+		while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != 2) ;
+	} else if (!strcmp(how, "closed")) {
+		must(syscall(SYS_close, fd));
+		if (syscall(SYS_open, other, O_RDONLY | O_DIRECTORY) != fd) return EBADF;
+	} else {
+		must(syscall(SYS_dup2, to, fd));
+	}
+	return ended(syscall(SYS_newfstatat, fd, "in", buf, 0));
+}
+
 static int many(const char *op, const char *a, const char *b)
 {
 	int fd;
@@ -357,6 +384,10 @@ static int many(const char *op, const char *a, const char *b)
 		must(fd = syscall(SYS_open_tree, AT_FDCWD, a, 1 /* OPEN_TREE_CLONE */));
 		must(syscall(SYS_move_mount, fd, "", AT_FDCWD, b, 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
 		return stated(below(b, "in"));
+	}
+	if (!strncmp(op, "other-", 6)) { // two folders, each with a file "in"
+		must(fd = syscall(SYS_open, a, O_RDONLY | O_DIRECTORY));
+		return another_folder(op + 6, fd, b);
 	}
 	if (!strcmp(op, "renamed")) { // from, to: opened by its new name
 		must(syscall(SYS_rename, a, b));

@@ -2,7 +2,7 @@
 //!
 //! Words are those of `access.c`. A capital stands for a thing with a random name: F, G data files; U
 //! one whose name is not UTF-8; P one with a path of 4,095 bytes; L a symlink to F, K one to D; H a second name of
-//! F; D a folder and I the data file in it; M an empty folder; N, O names that do not exist; X the
+//! F; D a folder and I the data file in it; C one more with such a file; M an empty folder; N, O names that do not exist; X the
 //! program; S a script for the interpreter Y; E a program for the ELF interpreter Z; W a 32-bit program.
 
 /// Bytes of the longest path: `PATH_MAX` counts the NUL.
@@ -207,6 +207,9 @@ pub const CASES: &[Case] = &[
     case("stat through a bind mount made inside", "bind-stat D M", "I", &[("fanotify", LOOKUP)]),
     case("stat through a mount made by open_tree and move_mount", "move_mount D M", "I", &[("fanotify", LOOKUP)]),
     case("the source of a bind mount", "bind-only D M", "D", &[("fanotify", LOOKUP)]),
+    case("stat by a descriptor that was another folder's, closed since", "other-closed C D", "I", &[("fanotify", LOOKUP)]),
+    case("stat by a descriptor that was another folder's, replaced by dup2", "other-dup2 C D", "I", &[("fanotify", LOOKUP)]),
+    case("stat by a descriptor that was another folder's, replaced by another process", "other-shared C D", "I", &[("fanotify", LOOKUP)]),
     opens("the first name of a hard link", "open H -- open F", "F"),
     opens("the second name of a hard link", "open F -- open H", "H"),
     opens("open by int 0x80 in a 64-bit program", "compat-open F", "F"),
