@@ -152,12 +152,6 @@ impl ImageFixture {
         self
     }
 
-    /// Adds a layer that somebody else compressed into `blob`.
-    pub fn stored(mut self, tar: Vec<u8>, blob: Vec<u8>, packed: Packed) -> Self {
-        self.stored.insert(self.layers.len(), blob);
-        self.bytes(tar, packed)
-    }
-
     /// `config` of the configuration.
     pub fn config(mut self, config: Value) -> Self {
         self.config = Some(config);
