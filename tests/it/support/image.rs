@@ -126,8 +126,6 @@ impl LayerFixture {
 #[derive(Clone, Default)]
 pub struct ImageFixture {
     layers: Vec<(Vec<u8>, Option<Packed>)>,
-    /// Blobs that are stored as they are, by layer.
-    stored: std::collections::BTreeMap<usize, Vec<u8>>,
     config: Option<Value>,
     /// Tag in the index; none leaves the annotation away.
     tag: Option<String>,
@@ -181,7 +179,6 @@ impl ImageFixture {
         let (mut layers, mut diff_ids, mut history) = (Vec::new(), Vec::new(), Vec::new());
         for (at, (tar, packed)) in self.layers.iter().enumerate() {
             let (stored, suffix) = pack(tar, packed.unwrap_or(Packed::Plain));
-            let stored = self.stored.get(&at).cloned().unwrap_or(stored);
             let (digest, size) = put(&stored);
             let kind = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
             layers.push(json!({ "mediaType": kind, "digest": digest, "size": size }));
