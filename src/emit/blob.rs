@@ -30,7 +30,6 @@ pub struct Written {
 pub(super) struct BlobWriter {
     buffer: Vec<u8>,
     blocks: Blocks,
-    level: Option<u32>,
     thread: Option<JoinHandle<io::Result<Written>>>,
     temporary: PathBuf,
 }
@@ -41,10 +40,10 @@ impl BlobWriter {
         let temporary = folder.join(PART);
         let file = File::create(&temporary)?;
         let (blocks, ordered) = Blocks::new(packing);
-        let (packing, level) = (*packing, packing.level);
+        let packing = *packing;
         let thread = std::thread::spawn(move || store(file, &packing, &ordered));
         let buffer = Vec::with_capacity(BLOCK);
-        Ok(Self { buffer, blocks, level, thread: Some(thread), temporary })
+        Ok(Self { buffer, blocks, thread: Some(thread), temporary })
     }
 
     /// Ends the tar and names the blob by its digest.
@@ -66,7 +65,7 @@ impl BlobWriter {
             return Ok(());
         }
         let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(BLOCK));
-        let sent = self.blocks.add(full, self.level);
+        let sent = self.blocks.add(full);
         if sent { Ok(()) } else { self.join().and(Err(io::ErrorKind::BrokenPipe.into())) }
     }
 

@@ -6,9 +6,9 @@ use std::path::Path;
 use crate::model::Digest;
 use crate::oci::Image;
 use crate::oci::layer::LayerError;
-use crate::oci::manifest::{OCI_INDEX, OCI_MANIFEST};
+use crate::oci::manifest::{OCI_INDEX, OCI_MANIFEST, Platform};
 
-use super::output::{Output, entry, index_of, platform_of};
+use super::output::{Output, entry, index_of};
 use super::{EmitError, ImageFormat, blob};
 
 /// An image of one platform, with its manifest as it is stored.
@@ -33,7 +33,7 @@ pub fn write_index(
         }
         output.add(&image.config_bytes)?;
         output.add(manifest)?;
-        entries.push(entry(OCI_MANIFEST, manifest, platform_of(image)));
+        entries.push(entry(OCI_MANIFEST, manifest, Some(Platform::parse(&image.platform))));
     }
     let index = index_of(&entries);
     output.add(&index)?;

@@ -64,7 +64,7 @@ impl Output {
         manifest: &[u8],
         layers: &[Written],
     ) -> Result<(), EmitError> {
-        let entry = entry(OCI_MANIFEST, manifest, platform_of(image));
+        let entry = entry(OCI_MANIFEST, manifest, Some(Platform::parse(&image.platform)));
         let docker = docker_manifest(tags, manifest, layers);
         self.publish_as(format, entry, tags.first().map_or("", String::as_str), Some(&docker))
     }
@@ -148,11 +148,6 @@ pub(super) fn index_of(entries: &[Descriptor]) -> Vec<u8> {
 /// What an index says of something it lists.
 pub(super) fn entry(media_type: &str, bytes: &[u8], platform: Option<Platform>) -> Descriptor {
     Descriptor { platform, ..descriptor(media_type, Digest::of(bytes), bytes.len() as u64) }
-}
-
-pub(super) fn platform_of(image: &Image) -> Option<Platform> {
-    let mut parts = image.platform.splitn(3, '/').map(str::to_owned);
-    Some(Platform { os: parts.next()?, architecture: parts.next()?, variant: parts.next() })
 }
 
 /// `manifest.json` as `docker load` reads it, its parts in the layout's blobs.

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use flate2::{Compress, Crc, FlushCompress, Status};
 
-use crate::oci::manifest::{OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD};
+pub use crate::oci::layer::Compression;
 
 /// Bytes that are compressed at a time. Part of what a given image becomes: another size gives other
 /// bytes.
@@ -22,14 +22,6 @@ const WINDOW: usize = 32 << 10;
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 /// A last block without content.
 const LAST: [u8; 2] = [0x03, 0x00];
-
-/// How the layers of the result are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Compression {
-    Gzip,
-    Zstd,
-    None,
-}
 
 /// Compression, level and threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,37 +40,6 @@ impl Default for Packing {
     }
 }
 
-impl Compression {
-    /// Media type of a layer that is stored so (image-spec v1.1, layer.md).
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Gzip => OCI_LAYER_GZIP,
-            Self::Zstd => OCI_LAYER_ZSTD,
-            Self::None => OCI_LAYER,
-        }
-    }
-
-    /// The levels there are; none without compression.
-    pub fn levels(self) -> Option<std::ops::RangeInclusive<u32>> {
-        match self {
-            Self::Gzip => Some(0..=9),
-            Self::Zstd => Some(1..=22),
-            Self::None => None,
-        }
-    }
-
-    /// What a blob that starts with `head` is compressed with.
-    pub(super) fn of(head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            // A skippable frame (RFC 8878, 3.1.2).
-            [first, 0x2a, 0x4d, 0x18, ..] if first & 0xf0 == 0x50 => Self::Zstd,
-            _ => Self::None,
-        }
-    }
-}
-
 /// A block on its way through compression.
 pub(super) struct Packed {
     pub plain: Vec<u8>,
@@ -93,7 +54,8 @@ pub(super) struct Blocks {
     order: Option<SyncSender<Receiver<io::Result<Packed>>>>,
     /// The end of the last block.
     window: Vec<u8>,
-    gzip: bool,
+    /// The level of gzip, if it is gzip.
+    gzip: Option<u32>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -108,11 +70,12 @@ impl Blocks {
     /// The blocks' entrance, and what hands out the receiver of each, in order.
     pub fn new(packing: &Packing) -> (Self, Receiver<Receiver<io::Result<Packed>>>) {
         let gzip = packing.compression == Compression::Gzip;
+        let gzip = gzip.then_some(packing.level.unwrap_or(6));
         let threads = packing.threads.max(1);
         let (order, ordered) = sync_channel(threads * 2);
         let (work, jobs) = channel::<Job>();
         let jobs = Arc::new(Mutex::new(jobs));
-        let workers = if gzip { threads } else { 0 };
+        let workers = gzip.map_or(0, |_| threads);
         let start = |_| {
             let jobs = Arc::clone(&jobs);
             std::thread::spawn(move || deflate_all(&jobs))
@@ -123,19 +86,19 @@ impl Blocks {
     }
 
     /// Adds a block; waits while too many are under way. False if nobody takes them any more.
-    pub fn add(&mut self, block: Vec<u8>, level: Option<u32>) -> bool {
+    pub fn add(&mut self, block: Vec<u8>) -> bool {
         let (done, result) = sync_channel(1);
         let Some(order) = &self.order else { return false };
         if order.send(result).is_err() {
             return false;
         }
-        if !self.gzip {
+        let Some(level) = self.gzip else {
             let packed = Packed { plain: block, deflated: Vec::new(), crc: Crc::new() };
             return done.send(Ok(packed)).is_ok();
-        }
+        };
         let tail = block[block.len().saturating_sub(WINDOW)..].to_vec();
         let dictionary = std::mem::replace(&mut self.window, tail);
-        let job = Job { block, dictionary, level: level.unwrap_or(6), done };
+        let job = Job { block, dictionary, level, done };
         self.work.as_ref().is_some_and(|work| work.send(job).is_ok())
     }
 

@@ -80,7 +80,8 @@ pub fn decide_for(
     Ok(keep)
 }
 
-/// Keeps whatever the tree has at `names`, which lower layers show whether it is kept or not.
+/// Keeps whatever the tree has at `names`, which lower layers show whether it is kept or not; the
+/// folders above are among them.
 ///
 /// # Errors
 /// Where the policy drops one of them.
@@ -95,12 +96,6 @@ pub fn add_names(
             return Err(KeepError::DroppedBase { path: path.clone() });
         }
         keep.paths.entry(path.clone()).or_default().insert(reason.clone());
-        for parent in path.ancestors().filter(|p| !p.is_root() && tree.has(p)) {
-            let reasons = keep.paths.entry(parent).or_default();
-            if reasons.is_empty() {
-                reasons.insert(Reason::ParentOf(path.clone()));
-            }
-        }
     }
     Ok(())
 }

@@ -80,7 +80,26 @@ impl std::fmt::Display for Platform {
     }
 }
 
+impl Descriptor {
+    /// True for images and lists of them; not for the attestations that builders put beside
+    /// (`unknown/unknown`).
+    pub fn is_image(&self) -> bool {
+        let unknown = self.platform.as_ref().is_some_and(|p| p.os == "unknown");
+        (is_index(&self.media_type) || is_manifest(&self.media_type)) && !unknown
+    }
+}
+
 impl Platform {
+    /// Reads `os/architecture[/variant]`.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/').map(str::to_owned);
+        Self {
+            os: parts.next().unwrap_or_default(),
+            architecture: parts.next().unwrap_or_default(),
+            variant: parts.next(),
+        }
+    }
+
     /// True if `wanted` (`os/architecture[/variant]`) accepts this one; a wish without a variant
     /// takes any, and arm64 is the same as arm64/v8.
     pub fn matches(&self, wanted: &str) -> bool {

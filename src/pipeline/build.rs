@@ -74,9 +74,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     let file = results.image(spec.product.format);
     let product = wanted.produce(&image, &tree, &profile, &file)?;
     results.seccomp(&product.allowlist)?;
-    let mut summary = Summary::of(&image, &tree, &profile, &wanted.policy);
-    summary.warnings.extend(wanted.warnings());
-    summary.produced(&tree, &product);
+    let summary = wanted.summary(&image, &tree, &profile, &product);
     finish(spec, &results, &profile, summary)
 }
 

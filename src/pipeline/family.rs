@@ -337,9 +337,7 @@ impl Work<'_> {
         let file = results.image(format);
         let product = wanted.write(image, tree, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
-        let mut summary = Summary::of(image, tree, profile, &wanted.policy);
-        summary.warnings.extend(wanted.warnings());
-        summary.produced(tree, &product);
+        let summary = wanted.summary(image, tree, profile, &product);
         results.summary(&summary)?;
         write_json(&results.path("profile.json"), profile)?;
         Ok((product, summary))

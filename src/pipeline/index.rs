@@ -1,12 +1,10 @@
 //! `slim index`: results of several platforms become one image.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 
 use crate::emit::{self, ImageFormat, Member};
 use crate::model::Digest;
 use crate::source::{self, Access, image_file};
-use crate::wire::Content as _;
 
 use super::results::Results;
 use super::{PipelineError, Reporter, io_at, tag};
@@ -51,11 +49,8 @@ pub fn index(spec: &IndexSpec, reporter: &dyn Reporter) -> Result<Joined, Pipeli
                 other.image.name.as_deref().unwrap_or("without a name")
             )));
         }
-        let mut manifest = Vec::new();
-        let read = stored
-            .open(&image.manifest_digest, 0)
-            .and_then(|from| from.take(64 << 20).read_to_end(&mut manifest));
-        read.map_err(io_at("cannot read the manifest of", path))?;
+        let manifest = stored.manifest(&image);
+        let manifest = manifest.map_err(io_at("cannot read the manifest of", path))?;
         members.push(Member { image, manifest });
     }
     let own = members.iter().find_map(|member| member.image.name.clone());

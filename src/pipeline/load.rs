@@ -1,17 +1,13 @@
 //! `slim load`: a result into an engine of this host.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 
 use crate::oci::Image;
 use crate::sink::{self, Parcel, Target};
 use crate::source::{self, Access, Stored, image_file};
-use crate::wire::{Content as _, Reference};
+use crate::wire::Reference;
 
 use super::{PipelineError, Reporter};
-
-/// More than any manifest, bytes.
-const MAX_JSON: u64 = 16 << 20;
 
 /// `slim load`, checked and ready to run.
 #[derive(Debug, Clone)]
@@ -47,7 +43,7 @@ pub fn load(spec: &LoadSpec, reporter: &dyn Reporter) -> Result<Loaded, Pipeline
         let text = "the image has no name, and containerd knows images by name only: give --tag";
         return Err(PipelineError::Usage(text.to_owned()));
     }
-    let manifest = stored.as_ref().and_then(|stored| manifest(stored, &image));
+    let manifest = stored.as_ref().and_then(|stored| stored.manifest(&image).ok());
     reporter.step(&format!("loading the image into {}", spec.to));
     let parcel = Parcel { image: &image, manifest: manifest.as_deref(), names: &names };
     let id = sink::load(parcel, &spec.to)?;
@@ -74,12 +70,4 @@ fn names(
             "--tag {name}: leave the digest out, it comes from the content"
         ))),
     }
-}
-
-/// The manifest, byte for byte, of the one image that is meant.
-fn manifest(stored: &Stored, image: &Image) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let from = stored.open(&image.manifest_digest, 0).ok()?;
-    from.take(MAX_JSON).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
 }

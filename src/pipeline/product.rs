@@ -141,6 +141,20 @@ impl Wanted {
         Ok(Product { keep, allowlist, emitted, file, tags, family_layers })
     }
 
+    /// What is said of a written image where nothing was run.
+    pub(super) fn summary(
+        &self,
+        image: &Image,
+        tree: &Tree,
+        profile: &Profile,
+        product: &Product,
+    ) -> Summary {
+        let mut summary = Summary::of(image, tree, profile, &self.policy);
+        summary.warnings.extend(self.warnings());
+        summary.produced(tree, product);
+        summary
+    }
+
     /// What the user should know of the result.
     pub(super) fn warnings(&self) -> Vec<String> {
         let zstd = self.packing.compression == Compression::Zstd;

@@ -2,6 +2,7 @@
 
 use super::PipelineError;
 use crate::oci::Image;
+use crate::wire::{is_component, is_tag};
 
 /// The names that `templates` mean for an image, each checked.
 ///
@@ -79,11 +80,7 @@ pub(super) fn check(tag: &str) -> Result<(), PipelineError> {
         Some((name, label)) if !label.contains('/') => (name, label),
         _ => (tag, "latest"),
     };
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let label_fits = label.len() <= 128
-        && label.starts_with(word)
-        && label.chars().all(|c| word(c) || matches!(c, '.' | '-'));
-    if !label_fits {
+    if !is_tag(label) {
         return bad(
             "a tag is letters, digits, _, . and -, at most 128, and begins with none of . -",
         );
@@ -93,17 +90,10 @@ pub(super) fn check(tag: &str) -> Result<(), PipelineError> {
         _ => ("", name),
     };
     let host_fits = host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'));
-    if name.len() > 255 || !host_fits || !path.split('/').all(component) {
+    if name.len() > 255 || !host_fits || !path.split('/').all(is_component) {
         return bad("a name is lower-case letters and digits, parted by . _ __ or -");
     }
     Ok(())
-}
-
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
-fn component(text: &str) -> bool {
-    let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let parted = |run: &str| matches!(run, "." | "_" | "__") || run.chars().all(|c| c == '-');
-    text.starts_with(part) && text.ends_with(part) && text.split(part).all(parted)
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::model::Digest;
 use crate::oci::Image;
-use crate::oci::manifest::{CONTAINERD_NAME, DockerItem, OCI_INDEX, OCI_MANIFEST, REF_NAME};
+use crate::oci::manifest::{
+    CONTAINERD_NAME, DockerItem, OCI_INDEX, OCI_MANIFEST, Platform, REF_NAME,
+};
 use crate::wire::Reference;
 
 /// What is loaded, and as what.
@@ -63,11 +65,7 @@ impl Parcel<'_> {
     fn index(&self, manifest: &[u8], digest: &Digest) -> Value {
         let parsed: Value = serde_json::from_slice(manifest).unwrap_or_default();
         let kind = parsed["mediaType"].as_str().unwrap_or(OCI_MANIFEST);
-        let mut parts = self.image.platform.splitn(3, '/');
-        let mut platform = json!({ "os": parts.next(), "architecture": parts.next() });
-        if let Some(variant) = parts.next() {
-            platform["variant"] = variant.into();
-        }
+        let platform = Platform::parse(&self.image.platform);
         let mut entry = json!({
             "mediaType": kind, "digest": digest.to_string(), "size": manifest.len(), "platform": platform,
         });

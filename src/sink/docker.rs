@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::wire::engine::{Engine, in_path};
+use crate::wire::engine::{self, Engine, in_path};
 
 use super::SinkError;
 use super::archive::Parcel;
@@ -48,12 +48,7 @@ fn check(parcel: Parcel<'_>, id: &str, known: &Value) -> Result<(), SinkError> {
     let image = parcel.image;
     let expected = [image.config_digest.to_string(), image.manifest_digest.to_string()];
     let layers: Vec<String> = image.diff_ids().iter().map(ToString::to_string).collect();
-    let told: Vec<&str> = known["RootFS"]["Layers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let told = engine::layers(known);
     // Where it got none, containerd's store makes a manifest.
     let whole = image.layers.iter().all(|layer| readable(&layer.media_type));
     let made = known["Descriptor"].is_object() && !(whole && parcel.manifest.is_some());

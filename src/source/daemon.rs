@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::model::Digest;
 use crate::oci::Image;
 use crate::wire::Reference;
-use crate::wire::engine::{Engine, EngineError, Host, in_path};
+use crate::wire::engine::{Engine, EngineError, Host, in_path, layers};
 
 use super::container::Container;
 use super::trust::{self, Origin};
@@ -61,12 +61,7 @@ fn export(engine: &Engine, name: &str, known: &Value) -> Result<File, SourceErro
 
 /// What was exported has to be what the engine knows.
 fn check(image: &Image, name: &str, known: &Value) -> Result<(), SourceError> {
-    let told: Vec<&str> = known["RootFS"]["Layers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let told = layers(known);
     let got: Vec<String> = image.diff_ids().iter().map(ToString::to_string).collect();
     if told == got {
         return Ok(());

@@ -108,12 +108,7 @@ pub(super) fn check_platform(
     wanted: &str,
 ) -> Result<(), SourceError> {
     let text = config.platform();
-    let mut parts = text.splitn(3, '/').map(str::to_owned);
-    let have = Platform {
-        os: parts.next().unwrap_or_default(),
-        architecture: parts.next().unwrap_or_default(),
-        variant: parts.next(),
-    };
+    let have = Platform::parse(&text);
     if have.matches(wanted) {
         return Ok(());
     }

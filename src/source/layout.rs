@@ -98,7 +98,7 @@ fn choose<'a>(
     platform: &str,
 ) -> Result<&'a Descriptor, SourceError> {
     let path = || container.path.clone();
-    let images: Vec<&Descriptor> = index.manifests.iter().filter(|d| is_image(d)).collect();
+    let images: Vec<&Descriptor> = index.manifests.iter().filter(|d| d.is_image()).collect();
     let shown =
         |d: &&Descriptor| image_names(d).last().map_or(d.digest.clone(), |n| (*n).to_owned());
     if images.is_empty() {
@@ -148,7 +148,7 @@ pub(super) fn only<'a>(
         tag.is_none_or(|tag| d.digest == tag || image_names(d).iter().any(|n| names(n, tag)))
     };
     let meant: Vec<&Descriptor> =
-        index.manifests.iter().filter(|d| is_image(d)).filter(named).collect();
+        index.manifests.iter().filter(|d| d.is_image()).filter(named).collect();
     let different: Vec<&Descriptor> = meant.iter().copied().filter(first).collect();
     let path = container.path.clone();
     let shown = |d: &&Descriptor| image_names(d).first().map_or(d.digest.clone(), |n| (*n).into());
@@ -161,13 +161,6 @@ pub(super) fn only<'a>(
         }
         _ => Err(SourceError::Ambiguous { path, found: meant.iter().map(shown).collect() }),
     }
-}
-
-/// Images and lists of them; not the attestations that builders put beside (`unknown/unknown`).
-fn is_image(descriptor: &Descriptor) -> bool {
-    let kind = &descriptor.media_type;
-    let unknown = descriptor.platform.as_ref().is_some_and(|p| p.os == "unknown");
-    (is_index(kind) || is_manifest(kind)) && !unknown
 }
 
 type Found = (Manifest, Digest);
@@ -197,7 +190,7 @@ fn descend(
     }
     let (_, bytes) = container.blob("index", descriptor)?;
     let index: Index = container.json("index", &bytes)?;
-    for below in index.manifests.iter().filter(|d| is_image(d)) {
+    for below in index.manifests.iter().filter(|d| d.is_image()) {
         // A partial copy of an index lacks the blobs of other platforms: do not ask for them.
         if let Some(other) = below.platform.as_ref().filter(|p| !p.matches(platform)) {
             passed.push(other.to_string());
@@ -221,11 +214,5 @@ fn real_platform(
     }
     let (_, bytes) = container.blob("configuration", &manifest.config)?;
     let config = ImageConfig(container.json("configuration", &bytes)?);
-    let text = config.platform();
-    let mut parts = text.splitn(3, '/').map(str::to_owned);
-    Ok(Platform {
-        os: parts.next().unwrap_or_default(),
-        architecture: parts.next().unwrap_or_default(),
-        variant: parts.next(),
-    })
+    Ok(Platform::parse(&config.platform()))
 }

@@ -142,7 +142,7 @@ impl Found<'_> {
             return Err(SourceError::MediaType { path, what, found: kind });
         }
         let index: Index = self.json("index", &fetched.bytes)?;
-        for below in index.manifests.iter().filter(|d| is_image(d)) {
+        for below in index.manifests.iter().filter(|d| d.is_image()) {
             if let Some(other) = below.platform.as_ref().filter(|p| !p.matches(self.platform)) {
                 passed.push(other.to_string());
                 continue;
@@ -189,12 +189,7 @@ impl Found<'_> {
         let (digest, bytes) = self.config(manifest)?;
         let text = ImageConfig(self.json("configuration", &bytes)?).platform();
         *self.seen.borrow_mut() = Some((digest, bytes));
-        let mut parts = text.splitn(3, '/').map(str::to_owned);
-        Ok(Platform {
-            os: parts.next().unwrap_or_default(),
-            architecture: parts.next().unwrap_or_default(),
-            variant: parts.next(),
-        })
+        Ok(Platform::parse(&text))
     }
 
     fn image(&self, manifest: Manifest, manifest_digest: Digest) -> Result<Image, SourceError> {
@@ -231,13 +226,6 @@ impl Found<'_> {
             blobs: Arc::new(Blobs::new(Arc::clone(self.repository), blobs)),
         })
     }
-}
-
-/// Images and lists of them; not the attestations that builders put beside (`unknown/unknown`).
-fn is_image(descriptor: &Descriptor) -> bool {
-    let kind = &descriptor.media_type;
-    let unknown = descriptor.platform.as_ref().is_some_and(|p| p.os == "unknown");
-    (is_index(kind) || is_manifest(kind)) && !unknown
 }
 
 /// Layers in a registry, each fetched when it is first read and kept while the image is open.

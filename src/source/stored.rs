@@ -5,12 +5,16 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::model::Digest;
+use crate::oci::Image;
 use crate::oci::manifest::{CONTAINERD_NAME, Descriptor, DockerItem, Index, OCI_INDEX, REF_NAME};
 use crate::wire::Content;
 
 use super::container::{Container, blob_name};
 use super::reference::{Kind, split_tag, split_transport};
 use super::{SourceError, full_name};
+
+/// More than any manifest, bytes.
+const MAX_MANIFEST: u64 = 16 << 20;
 
 /// A layout in a folder or a tar, and the image of it that is meant.
 pub struct Stored {
@@ -57,6 +61,16 @@ fn is_list_of_platforms(index: &Index) -> bool {
 }
 
 impl Stored {
+    /// The manifest of `image`, which this file holds, byte for byte.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn manifest(&self, image: &Image) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open(&image.manifest_digest, 0)?.take(MAX_MANIFEST).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
     /// What the image file calls its images, the first name first.
     #[must_use]
     pub fn names(&self) -> Vec<String> {

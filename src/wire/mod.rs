@@ -25,7 +25,7 @@ mod tls;
 
 pub use pull::{BlobReader, Fetched};
 pub use push::{Content, Pushed};
-pub use reference::Reference;
+pub use reference::{Reference, is_component, is_tag};
 pub use referrers::Referrer;
 pub use registries::Location;
 pub use repository::Repository;

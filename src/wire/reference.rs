@@ -87,7 +87,7 @@ impl FromStr for Reference {
             _ => ("docker.io", name),
         };
         let host = if host == "index.docker.io" { "docker.io" } else { host };
-        if path.is_empty() || name.len() > 255 || !path.split('/').all(component) {
+        if path.is_empty() || name.len() > 255 || !path.split('/').all(is_component) {
             return Err(bad(
                 "its name is not lower-case letters and digits, parted by . _ __ or -",
             ));
@@ -105,15 +105,16 @@ fn is_host(text: &str) -> bool {
     dotted && !text.starts_with('.') && text.chars().all(form)
 }
 
-fn is_tag(text: &str) -> bool {
+/// Letters, digits, `_`, `.` and `-`, at most 128, beginning with none of the last two.
+pub fn is_tag(text: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     (1..=128).contains(&text.len())
         && text.starts_with(word)
         && text.chars().all(|c| word(c) || matches!(c, '.' | '-'))
 }
 
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
-fn component(text: &str) -> bool {
+/// A part of a repository's path: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+pub fn is_component(text: &str) -> bool {
     let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let parted = |run: &str| matches!(run, "." | "_" | "__" | "") || run.chars().all(|c| c == '-');
     text.starts_with(part) && text.ends_with(part) && text.split(part).all(parted)

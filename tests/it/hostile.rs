@@ -11,8 +11,8 @@ use slim::model::{Digest, RootPath, Tree};
 use slim::oci::limits::{Limits, MAX_LAYERS};
 use slim::rootfs::{RootfsError, Store, index};
 use slim::source::Access;
-use slim::sys::mount::overlay;
 
+use crate::images::mounted;
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::{Need, have, outcome, slim};
 
@@ -364,17 +364,11 @@ fn layers_cannot_set_overlay_marks() {
                 let marks = names.filter(|n| n.to_string_lossy().contains(".overlay."));
                 assert_eq!(marks.count(), 0, "{}", entry.path().display());
             }
-            let run = store.new_run().unwrap();
-            let [upper, work, merged] = ["upper", "work", "merged"].map(|n| run.path.join(n));
-            for path in [&upper, &work, &merged] {
-                std::fs::create_dir(path).unwrap();
-            }
-            overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
-            let seen = std::fs::read_to_string(merged.join("etc/passwd"));
-            let victim = merged.join("dummy/victim").exists();
-            rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH).unwrap();
-            assert_eq!(seen.unwrap(), "inside");
-            assert!(!victim);
+            mounted(&store, &rootfs.lowers, |merged| {
+                let seen = std::fs::read_to_string(merged.join("etc/passwd"));
+                assert_eq!(seen.unwrap(), "inside");
+                assert!(!merged.join("dummy/victim").exists());
+            });
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use slim::emit::{ImageFormat, write_image};
 use slim::model::{KeepSet, Node, NodeKind, Reason, Reasons, RootPath, Tree};
 use slim::oci::Image;
 use slim::oci::layer::EntryKind;
-use slim::rootfs::{Store, changes, index};
+use slim::rootfs::{Rootfs, Store, changes, index};
 use slim::source::{Access, SourceError};
 use slim::sys::mount::overlay;
 
@@ -141,17 +141,7 @@ fn round_trip(fixture: &ImageFixture, what: &str) -> Tree {
     let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
     assert_same_tree(&index(&image).unwrap(), &rootfs.tree, what);
     assert_same_tree(&store.unpack(&image, &|_, _| ()).unwrap().tree, &rootfs.tree, what);
-    let run = store.new_run().unwrap();
-    let make = |name: &str| {
-        let path = run.path.join(name);
-        std::fs::create_dir(&path).unwrap();
-        path
-    };
-    let (upper, work, merged) = (make("upper"), make("work"), make("merged"));
-    overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
-    let unmount = Unmount(&merged);
-    on_disk(&rootfs.tree, &merged, what);
-    drop(unmount);
+    as_mounted(&store, &rootfs, what);
     let target = dir.path().join("image.tar");
     let keep = keep_all(&rootfs.tree);
     write_image(&image, &rootfs.tree, &keep, "t:1", ImageFormat::Archive, &target).unwrap();
@@ -159,6 +149,25 @@ fn round_trip(fixture: &ImageFixture, what: &str) -> Tree {
     assert_same_tree(&index(&slim).unwrap(), &rootfs.tree, what);
     assert_docker_takes_it(&slim, what);
     rootfs.tree
+}
+
+/// Compares the tree with what the kernel's overlay shows of the folders.
+pub fn as_mounted(store: &Store, rootfs: &Rootfs, what: &str) {
+    mounted(store, &rootfs.lowers, |merged| on_disk(&rootfs.tree, merged, what));
+}
+
+/// Mounts unpacked layers for as long as somebody looks at them.
+pub fn mounted(store: &Store, lowers: &[PathBuf], look: impl FnOnce(&Path)) {
+    let run = store.new_run().unwrap();
+    let make = |name: &str| {
+        let path = run.path.join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    };
+    let (upper, work, merged) = (make("upper"), make("work"), make("merged"));
+    overlay(lowers, &upper, &work, &merged).unwrap();
+    let _unmount = Unmount(&merged);
+    look(&merged);
 }
 
 struct Unmount<'a>(&'a Path);

@@ -6,9 +6,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use slim::rootfs::{Store, index};
 use slim::source::{self, Access};
-use slim::sys::mount::overlay;
 
-use crate::images::{assert_same_tree, on_disk};
+use crate::images::{as_mounted, assert_same_tree};
 use crate::support::engines::{Containerd, Docker, Engine, Podman};
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, slim};
@@ -116,14 +115,6 @@ fn forwarded(socket: &str) -> String {
     at
 }
 
-struct Unmount<'a>(&'a Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn podmans_layers_are_the_containers_and_the_tree_is_the_images() {
     if !have(&[Need::Root, Need::Program("podman")]) {
@@ -164,17 +155,7 @@ fn podmans_layers_are_the_containers_and_the_tree_is_the_images() {
         assert_same_tree(&rootfs.tree, &tree, again);
         theirs = rootfs.lowers.iter().filter(|lower| lower.starts_with(&root)).count();
         assert!(theirs >= 3, "{again}: {:?}", rootfs.lowers);
-        let run = store.new_run().unwrap();
-        let make = |name: &str| {
-            let path = run.path.join(name);
-            std::fs::create_dir(&path).unwrap();
-            path
-        };
-        let (upper, work, merged) = (make("upper"), make("work"), make("merged"));
-        overlay(&rootfs.lowers, &upper, &work, &merged).unwrap();
-        let mounted = Unmount(&merged);
-        on_disk(&rootfs.tree, &merged, again);
-        drop(mounted);
+        as_mounted(&store, &rootfs, again);
     }
     assert_eq!(pointed(store.path()).len(), theirs);
     // The same layers from elsewhere are unpacked: nobody says that the folders are there still.

@@ -11,7 +11,7 @@ use slim::oci::Image;
 use slim::rootfs::{Store, index};
 use slim::source::Access;
 
-use crate::images::{assert_same_tree, keep_all, on_disk};
+use crate::images::{as_mounted, assert_same_tree, keep_all};
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::{Need, have, json, outcome, sh, slim};
 
@@ -225,15 +225,8 @@ fn a_kept_base_stays_whole_and_what_lies_above_counts() {
         // As the kernel sees it, too.
         let store = Store::open(Some(&dir.path().join(format!("store{layers}")))).unwrap();
         let rootfs = store.unpack(&slim, &|_, _| ()).unwrap();
-        let run = store.new_run().unwrap();
-        let places = ["upper", "work", "merged"].map(|name| run.path.join(name));
-        places.iter().for_each(|place| std::fs::create_dir(place).unwrap());
-        let [upper, work, merged] = &places;
         if have(&[Need::Root]) {
-            slim::sys::mount::overlay(&rootfs.lowers, upper, work, merged).unwrap();
-            let seen = std::panic::catch_unwind(|| on_disk(&rootfs.tree, merged, &what));
-            rustix::mount::unmount(merged, rustix::mount::UnmountFlags::DETACH).unwrap();
-            seen.unwrap();
+            as_mounted(&store, &rootfs, &what);
         }
     }
 }

@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{DiffId, Digest, Facts, RootPath};
 
+mod compression;
 mod name;
 mod reader;
 mod stream;
 
+pub use compression::Compression;
 pub use reader::TarReader;
 pub use stream::{LayerStream, open, open_again};
 

@@ -15,7 +15,7 @@ use crate::model::{DiffId, Digest};
 use crate::oci::Image;
 use crate::oci::limits::{Limits, Spent};
 
-use super::{Entry, EntryKind, LayerError, TarReader};
+use super::{Compression, Entry, EntryKind, LayerError, TarReader};
 
 const CHUNK: usize = 256 << 10;
 const AHEAD: usize = 16;
@@ -189,19 +189,11 @@ fn pump(
 
 fn decode(blob: &mut impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
-    let head = blob.fill_buf()?;
-    if head.starts_with(&[0x1f, 0x8b]) {
-        send(flate2::bufread::MultiGzDecoder::new(blob), out)
-    } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_zstd_skippable(head) {
-        send(zstd::stream::read::Decoder::with_buffer(blob)?, out)
-    } else {
-        send(blob, out)
+    match Compression::of(blob.fill_buf()?) {
+        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(blob), out),
+        Compression::Zstd => send(zstd::stream::read::Decoder::with_buffer(blob)?, out),
+        Compression::None => send(blob, out),
     }
-}
-
-/// A skippable frame (RFC 8878, 3.1.2), as zstd:chunked and some compressors start with.
-fn is_zstd_skippable(head: &[u8]) -> bool {
-    head.len() >= 4 && (head[0] & 0xf0) == 0x50 && head[1..4] == [0x2a, 0x4d, 0x18]
 }
 
 fn send(mut from: impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {

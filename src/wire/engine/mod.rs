@@ -181,6 +181,12 @@ fn message(answer: Response<Body>) -> String {
     json["message"].as_str().map_or(said.trim().to_owned(), str::to_owned)
 }
 
+/// The diffIDs of an image, lowest first, as the engine's answer about it has them (`RootFS.Layers`).
+pub fn layers(known: &serde_json::Value) -> Vec<&str> {
+    let layers = known["RootFS"]["Layers"].as_array().into_iter().flatten();
+    layers.filter_map(serde_json::Value::as_str).collect()
+}
+
 /// A name as a part of a path; slashes stay, since the engine's routes take them.
 pub fn in_path(name: &str) -> String {
     const ESCAPED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
