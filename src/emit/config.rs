@@ -1,6 +1,7 @@
 //! The result's configuration and manifest: values in, bytes out.
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::model::{Digest, KeepSet};
 use crate::oci::Image;
@@ -97,6 +98,10 @@ pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descrip
 }
 
 fn keep_digest(keep: &KeepSet) -> Digest {
-    let lines: String = keep.paths.keys().map(|path| format!("{path}\n")).collect();
-    Digest::of(lines.as_bytes())
+    let mut hash = Sha256::new();
+    for path in keep.paths.keys() {
+        hash.update(path.to_string());
+        hash.update("\n");
+    }
+    Digest::from_raw(hash.finalize().into())
 }

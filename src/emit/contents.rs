@@ -5,6 +5,7 @@
 //! against the digest that it had then.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
@@ -12,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::{Digest, Node, NodeKind, RootPath};
 use crate::oci::Image;
-use crate::oci::layer::{self, LayerError, LayerStream};
+use crate::oci::layer::{self, Compression, LayerError, LayerStream};
 
-use super::EmitError;
-use super::plan::{Filtered, Output, Plan};
+use super::plan::{Filtered, Kept, Output, Plan};
+use super::{EmitError, Unpacked};
 
 /// Content kept in memory while it waits for its layer; more goes to a temporary file.
 const SPOOL: usize = 1 << 20;
@@ -24,6 +25,7 @@ const CHUNK: usize = 128 << 10;
 /// What is wanted, and where reading is.
 pub(super) struct Contents<'a> {
     image: &'a Image,
+    unpacked: Option<&'a Unpacked<'a>>,
     /// For messages.
     blobs: &'a Path,
     /// What is wanted, by inode, so in the order of the layers and of their entries.
@@ -32,51 +34,90 @@ pub(super) struct Contents<'a> {
     waiting: HashMap<u64, (tempfile::SpooledTempFile, Digest)>,
     /// The layer being read, and how many entries of it were.
     open: Option<(usize, LayerStream, u64)>,
-    buffer: Vec<u8>,
 }
 
 impl<'a> Contents<'a> {
-    pub fn new(image: &'a Image, plan: &Plan<'_>, blobs: &'a Path) -> Self {
+    pub fn new(
+        image: &'a Image,
+        unpacked: Option<&'a Unpacked<'a>>,
+        plan: &Plan<'_>,
+        blobs: &'a Path,
+    ) -> Self {
         let filtered = plan.outputs.iter().filter_map(|output| match output {
             Output::Filtered(filtered) => Some(filtered),
             _ => None,
         });
+        let read = |group: &&Kept<'_>| unpacked.is_none() || own_name(group).is_none();
         let wanted =
-            filtered.flat_map(Filtered::groups).filter_map(|group| match group.first()?.1 {
-                Node { kind: NodeKind::File { size: 1.., .. }, inode, .. } => Some(*inode),
-                _ => None,
+            filtered.flat_map(Filtered::groups).filter(read).filter_map(|group| {
+                match group.first()?.1 {
+                    Node { kind: NodeKind::File { size: 1.., .. }, inode, .. } => Some(*inode),
+                    _ => None,
+                }
             });
-        Self::of(image, wanted.collect(), blobs)
+        Self { unpacked, ..Self::of(image, wanted.collect(), blobs) }
     }
 
-    /// The contents of these inodes, each a file that is not empty.
+    /// The contents of these inodes, each a file that is not empty, read from the layers.
     pub fn of(image: &'a Image, mut wanted: Vec<u64>, blobs: &'a Path) -> Self {
         wanted.sort_unstable();
-        let (waiting, buffer) = (HashMap::new(), vec![0; CHUNK]);
-        Self { image, blobs, wanted: wanted.into_iter(), waiting, open: None, buffer }
+        let (wanted, waiting) = (wanted.into_iter(), HashMap::new());
+        Self { image, unpacked: None, blobs, wanted, waiting, open: None }
     }
 
-    /// Copies the content of `inode`, which `name` is a name of, to `out`; each one can be had once.
+    /// Copies the content of an inode, given its names, to `out`; each one can be had once.
     pub fn copy(
         &mut self,
-        inode: u64,
+        names: &Kept<'_>,
         want: Digest,
-        name: &RootPath,
         out: &mut impl Write,
     ) -> Result<(), EmitError> {
-        let got = match self.waiting.remove(&inode) {
+        let Some((name, Node { inode, .. })) = names.first() else { return Ok(()) };
+        let layer = layer_of(*inode);
+        let own = self.unpacked.zip(own_name(names));
+        if let Some((unpacked, path)) = own {
+            match unpacked(layer, path) {
+                Ok(mut file) => {
+                    let got = self.drain(&mut file, out)?;
+                    let path = path.clone();
+                    return match got == want {
+                        true => Ok(()),
+                        false => Err(EmitError::Copy { layer, path, want, got }),
+                    };
+                }
+                // An engine may have removed what was to be used in its place.
+                Err(error) => tracing::info!(%path, %error, "its content is read from the layer"),
+            }
+        }
+        let got = match self.waiting.remove(inode) {
             Some((mut spool, digest)) => {
                 let copied = spool.rewind().and_then(|()| io::copy(&mut spool, out));
                 copied.map_err(|e| EmitError::write(self.blobs, e))?;
                 digest
             }
-            None => self.reach(inode, out)?,
+            // It was to come from elsewhere, so the readers of the layers do not know of it.
+            None if own.is_some() => {
+                Self::of(self.image, vec![*inode], self.blobs).reach(*inode, out)?
+            }
+            None => self.reach(*inode, out)?,
         };
         if got == want {
             return Ok(());
         }
-        let (layer, entry) = (layer_of(inode), name.to_string());
-        Err(LayerError::Changed { layer, entry, want, got }.into())
+        Err(LayerError::Changed { layer, entry: name.to_string(), want, got }.into())
+    }
+
+    /// Copies a file; the digest of what it had.
+    fn drain(&self, file: &mut File, out: &mut impl Write) -> Result<Digest, EmitError> {
+        let (mut hash, mut buf) = (Sha256::new(), vec![0; CHUNK]);
+        loop {
+            let n = file.read(&mut buf).map_err(EmitError::Unread)?;
+            if n == 0 {
+                return Ok(Digest::from_raw(hash.finalize().into()));
+            }
+            hash.update(&buf[..n]);
+            out.write_all(&buf[..n]).map_err(|e| EmitError::write(self.blobs, e))?;
+        }
     }
 
     /// Reads on to `inode` and copies it; what is wanted on the way waits.
@@ -107,7 +148,9 @@ impl<'a> Contents<'a> {
             if crate::sys::signals::interrupted() {
                 return Err(EmitError::Interrupted);
             }
-            stream.next_entry()?.ok_or(EmitError::OtherTree)?;
+            if !stream.skip_entry()? {
+                return Err(EmitError::OtherTree);
+            }
             *at += 1;
         }
         if *at == entry { Ok(next) } else { Err(EmitError::OtherTree) }
@@ -118,14 +161,22 @@ impl<'a> Contents<'a> {
         let Some((_, stream, _)) = &mut self.open else { return Err(EmitError::OtherTree) };
         let mut hash = Sha256::new();
         loop {
-            let n = stream.read(&mut self.buffer)?;
-            if n == 0 {
+            let chunk = stream.chunk()?;
+            if chunk.is_empty() {
                 return Ok(Digest::from_raw(hash.finalize().into()));
             }
-            hash.update(&self.buffer[..n]);
-            out.write_all(&self.buffer[..n]).map_err(|e| EmitError::write(self.blobs, e))?;
+            hash.update(chunk);
+            out.write_all(chunk).map_err(|e| EmitError::write(self.blobs, e))?;
+            let n = chunk.len();
+            stream.consume(n);
         }
     }
+}
+
+/// The name that the layer itself has for the inode, not one that a later layer gave it.
+fn own_name<'a>(names: &Kept<'a>) -> Option<&'a RootPath> {
+    let own = names.iter().find(|(_, node)| node.layer() == layer_of(node.inode));
+    own.map(|(path, _)| *path)
 }
 
 fn layer_of(inode: u64) -> usize {
@@ -153,15 +204,7 @@ pub(super) fn whole(
     }
 }
 
-/// The first bytes of a layer's blob, by which its compression is known, and all of it.
-pub(super) fn blob(image: &Image, layer: usize) -> io::Result<([u8; 4], impl Read)> {
-    let mut blob = image.blobs.open(layer)?;
-    let (mut head, mut filled) = ([0; 4], 0);
-    while filled < head.len() {
-        match blob.read(&mut head[filled..])? {
-            0 => break,
-            n => filled += n,
-        }
-    }
-    Ok((head, io::Cursor::new(head[..filled].to_vec()).chain(blob)))
+/// A layer's blob as it is stored, and how it is compressed.
+pub(super) fn blob(image: &Image, layer: usize) -> io::Result<(Compression, Box<dyn Read + Send>)> {
+    layer::sniff(image.blobs.open(layer)?)
 }

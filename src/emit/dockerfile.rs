@@ -110,7 +110,7 @@ fn skeleton(
         let meta = Meta::of(node);
         write_header(&mut out, first, &What::Node(&node.kind), &meta).map_err(error)?;
         if let NodeKind::File { size: size @ 1.., content, .. } = node.kind {
-            contents.copy(node.inode, content, first, &mut out)?;
+            contents.copy(group, content, &mut out)?;
             pad(&mut out, size).map_err(error)?;
         }
         for (other, _) in &group[1..] {

@@ -159,15 +159,17 @@ impl Header {
     }
 
     fn octal(&mut self, field: std::ops::Range<usize>, value: u64) {
-        let width = field.len() - 1;
-        let digits = format!("{value:0width$o}");
-        self.0[field.start..field.start + width].copy_from_slice(digits.as_bytes());
+        let digits = &mut self.0[field.start..field.end - 1];
+        for (digit, place) in digits.iter_mut().rev().zip(0..) {
+            *digit = b'0' + u8::try_from(value >> (3 * place) & 7).unwrap_or(0);
+        }
     }
 
     fn finish(mut self) -> [u8; BLOCK] {
         self.0[148..156].fill(b' ');
         let sum: u32 = self.0.iter().map(|b| u32::from(*b)).sum();
-        self.0[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        self.0[154] = 0;
+        self.octal(148..155, sum.into());
         self.0
     }
 }

@@ -6,21 +6,22 @@ use crate::model::{Node, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::{LayerError, Meta};
 
-use super::EmitError;
 use super::blob::{self, BlobWriter, Written};
 use super::contents::{self, Contents};
 use super::entry::{What, pad, write_header};
 use super::pack::{Compression, Packing};
 use super::plan::{Filtered, Output, Plan};
+use super::{EmitError, Unpacked};
 
 /// Writes the layers of the result into the folder `blobs`, lowest first.
 pub(super) fn write(
     image: &Image,
+    unpacked: Option<&Unpacked<'_>>,
     plan: &Plan<'_>,
     packing: &Packing,
     blobs: &Path,
 ) -> Result<Vec<Written>, EmitError> {
-    let mut contents = Contents::new(image, plan, blobs);
+    let mut contents = Contents::new(image, unpacked, plan, blobs);
     let mut written = Vec::new();
     for output in &plan.outputs {
         written.push(match output {
@@ -59,9 +60,9 @@ fn pass(
     blobs: &Path,
 ) -> Result<Written, EmitError> {
     let unread = |source| LayerError::Read { layer, blob: "of a whole layer".into(), source };
-    let (head, mut blob) = contents::blob(image, layer).map_err(unread)?;
+    let (compression, mut blob) = contents::blob(image, layer).map_err(unread)?;
     let source = &image.layers[layer];
-    if Compression::of(&head) == packing.compression && packing.compression != Compression::None {
+    if compression == packing.compression && packing.compression != Compression::None {
         let (digest, size) =
             blob::copy(&mut blob, blobs).map_err(|e| EmitError::write(blobs, e))?;
         if let Some((want, _)) = source.blob.filter(|(want, _)| *want != digest) {
@@ -123,7 +124,7 @@ impl Layer<'_> {
         self.header(first, &What::Node(&node.kind), &meta)?;
         if let NodeKind::File { size, content, .. } = node.kind {
             if size > 0 {
-                contents.copy(node.inode, content, first, &mut self.out)?;
+                contents.copy(group, content, &mut self.out)?;
             }
             pad(&mut self.out, size).map_err(|e| EmitError::write(self.blobs, e))?;
         }

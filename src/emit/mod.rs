@@ -3,9 +3,10 @@
 //! The image is the original's layers filtered through a keep-set, never a copy made of a file
 //! system, so that owners, modes, times, attributes and link groups survive.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::model::{Digest, KeepSet, Tree};
+use crate::model::{Digest, KeepSet, RootPath, Tree};
 use crate::oci::Image;
 use crate::oci::layer::LayerError;
 
@@ -42,6 +43,13 @@ pub enum EmitError {
     Interrupted,
     #[error("cannot write {}: choose a folder that can be written with -o", path.display())]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("an unpacked layer cannot be read")]
+    Unread(#[source] std::io::Error),
+    /// The store was tampered with, or its disk is failing: exit 4.
+    #[error(
+        "the unpacked copy of {path} in layer {layer} hashes to {got}, the layer has {want}: somebody changed the store; remove it with `slim store gc` and start again"
+    )]
+    Copy { layer: usize, path: RootPath, want: Digest, got: Digest },
     #[error("the index was made of other layers than the image has; index it again")]
     OtherTree,
     #[error("the image's configuration is no JSON object: it is damaged, copy it again")]
@@ -85,10 +93,15 @@ pub struct Emitted {
     pub layers: Vec<Written>,
 }
 
+/// Opens the file that the entries of a layer (0 is the lowest) made at a path, where layers are unpacked.
+pub type Unpacked<'a> = dyn Fn(usize, &RootPath) -> std::io::Result<File> + 'a;
+
 /// Which image is to be written, and how.
 #[derive(Clone, Copy)]
 pub struct Order<'a> {
     pub image: &'a Image,
+    /// Where contents can be had for less than by reading the layers; those it lacks come from there.
+    pub unpacked: Option<&'a Unpacked<'a>>,
     /// The image's, and of no other.
     pub tree: &'a Tree,
     pub keep: &'a KeepSet,
@@ -113,7 +126,7 @@ pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
     }
     let mut output = output::Output::start(target)?;
     let plan = plan::Plan::new(tree, keep, order.base);
-    let layers = layers::write(image, &plan, &order.packing, output.blobs())?;
+    let layers = layers::write(image, order.unpacked, &plan, &order.packing, output.blobs())?;
     let config = config::edit(&image.config_bytes, &layers, &plan, order.edits)?;
     let config_digest = Digest::of(&config);
     let manifest = config::manifest(image, keep, &config, &layers);
@@ -141,7 +154,7 @@ pub fn write_shared(
     }
     std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
     let plan = plan::Plan::new(tree, keep, base);
-    let layers = layers::write(image, &plan, packing, blobs)?;
+    let layers = layers::write(image, None, &plan, packing, blobs)?;
     let shared = Shared { output_of: plan.output_of.clone(), layers, blobs: blobs.to_owned() };
     let names = plan::names(tree, keep);
     Ok(Base { layers: image.layers.len(), names, written: Some(shared) })
@@ -157,6 +170,6 @@ pub fn write_image(
     target: &Path,
 ) -> Result<Emitted, EmitError> {
     let (tags, edits, packing) = ([tag.to_owned()], Edits::default(), Packing::default());
-    let (base, tags, edits) = (None, &tags, &edits);
-    write(&Order { image, tree, keep, base, tags, format, packing, edits }, target)
+    let (base, tags, edits, unpacked) = (None, &tags, &edits, None);
+    write(&Order { image, unpacked, tree, keep, base, tags, format, packing, edits }, target)
 }

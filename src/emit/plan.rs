@@ -75,7 +75,7 @@ pub(super) struct Filtered<'a> {
 
 impl<'a> Filtered<'a> {
     /// The names of each inode in turn.
-    pub fn groups(&self) -> impl Iterator<Item = &[(&'a RootPath, &'a Node)]> {
+    pub fn groups(&self) -> impl Iterator<Item = &Kept<'a>> {
         self.files.chunk_by(|(_, a), (_, b)| a.inode == b.inode)
     }
 
@@ -90,7 +90,7 @@ impl<'a> Filtered<'a> {
     }
 }
 
-type Kept<'a> = [(&'a RootPath, &'a Node)];
+pub(super) type Kept<'a> = [(&'a RootPath, &'a Node)];
 
 impl<'a> Plan<'a> {
     pub fn new(tree: &'a Tree, keep: &KeepSet, base: Option<&Base>) -> Self {
@@ -112,14 +112,14 @@ impl<'a> Plan<'a> {
         let below = base.map_or(0, |base| base.layers.min(layers));
         let stays = |layer: usize| layer < below || whole.contains(&layer);
         let homes = homes(kept);
-        let home = |node: &Node| homes.get(&node.inode).copied().unwrap_or(node.layer);
+        let home = |node: &Node| homes.get(&node.inode).copied().unwrap_or(node.layer());
         let files = || {
             let files = kept.iter().filter(|(_, node)| node.kind != NodeKind::Dir);
             files.map(|(path, node)| (*path, *node, home(node))).filter(|(.., at)| !stays(*at))
         };
         let folders = folders(kept, stays);
         let mut used: BTreeSet<usize> = files().map(|(.., at)| at).collect();
-        used.extend(folders.iter().map(|(_, node)| node.layer));
+        used.extend(folders.iter().map(|(_, node)| node.layer()));
         used.extend(gone.values().chain(whole));
         let root = root(tree, stays, &mut used);
         if used.len() > MAX_LAYERS.saturating_sub(below) && !whole.is_empty() {
@@ -134,7 +134,7 @@ impl<'a> Plan<'a> {
             }
         };
         for (path, node) in folders {
-            on(node.layer, &mut |to| {
+            on(node.layer(), &mut |to| {
                 to.above(tree, path);
                 to.dirs.insert(path.clone(), node);
             });
@@ -235,7 +235,7 @@ fn whole(
 ) -> BTreeSet<usize> {
     let mut here = vec![0; tree.layers.len()];
     for (path, node) in kept.iter().filter(|(_, node)| !node.implied) {
-        here[node.layer] += 1;
+        here[node.layer()] += 1;
         if node.kind == NodeKind::Dir {
             let past = tree.past.get(path).into_iter().flatten();
             past.filter(|past| past.dir && !past.implied).for_each(|past| here[past.layer] += 1);
@@ -249,7 +249,7 @@ fn whole(
         at.is_ok_and(|at| {
             let node = kept[at].1;
             let moved = homes.get(&node.inode).is_some_and(|home| *home >= layer);
-            matches!(node.kind, NodeKind::Symlink { .. }) && node.layer < layer && !moved
+            matches!(node.kind, NodeKind::Symlink { .. }) && node.layer() < layer && !moved
         })
     };
     let is_whole = |layer: &usize| {
@@ -268,9 +268,9 @@ fn homes(kept: &Kept<'_>) -> HashMap<u64, usize> {
     let made = |node: &Node| usize::try_from(node.inode >> 32).unwrap_or(usize::MAX);
     let mut homes = HashMap::new();
     for (_, node) in kept.iter().filter(|(_, node)| node.kind != NodeKind::Dir) {
-        if made(node) != node.layer || homes.contains_key(&node.inode) {
-            let home = homes.entry(node.inode).or_insert(node.layer);
-            *home = node.layer.max(*home);
+        if made(node) != node.layer() || homes.contains_key(&node.inode) {
+            let home = homes.entry(node.inode).or_insert(node.layer());
+            *home = node.layer().max(*home);
         }
     }
     homes
@@ -287,7 +287,8 @@ fn folders<'a>(kept: &Kept<'a>, stays: impl Fn(usize) -> bool) -> Vec<(&'a RootP
         near.any(|other| other.is_within(path))
     };
     let all = kept.iter().enumerate().filter(|(_, (_, node))| node.kind == NodeKind::Dir);
-    let named = all.filter(|(at, (_, node))| (!node.implied || !holds(*at)) && !stays(node.layer));
+    let named =
+        all.filter(|(at, (_, node))| (!node.implied || !holds(*at)) && !stays(node.layer()));
     named.map(|(_, folder)| *folder).collect()
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Keeper;
-use crate::model::{ElfFacts, Facts, ImageConfig, NodeKind, Reason, RootPath, Tree};
+use crate::model::{ElfFacts, Facts, ImageConfig, Node, NodeKind, Reason, RootPath, Tree};
 
 /// Where programs and libraries are looked for.
 pub struct Search {
@@ -16,6 +16,11 @@ pub struct Search {
 
 /// What Docker sets where an image has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// True for what [`Search::close_over`] has something to say about.
+pub fn needs_others(node: &Node) -> bool {
+    matches!(node.kind, NodeKind::Symlink { .. } | NodeKind::File { facts: Some(_), .. })
+}
 
 /// An object that asks for libraries.
 struct Object {

@@ -1,6 +1,5 @@
 //! `--keep` and `--drop`: globs as in .gitignore(5), relative to the image's root.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -31,13 +30,16 @@ impl Globs {
         Ok(Self { option, each, all: compile(option, lines.map(String::as_str))? })
     }
 
-    /// The paths of the tree that match, each with the glob that decided. What lies below a
-    /// directory that matches, matches too.
-    pub fn matches(&self, tree: &Tree) -> Result<BTreeMap<RootPath, String>, KeepError> {
-        let mut found = BTreeMap::new();
+    /// Calls `found` with the paths of the tree that match, in order, and the glob that decided. What
+    /// lies below a directory that matches, matches too.
+    pub fn matches(
+        &self,
+        tree: &Tree,
+        mut found: impl FnMut(&RootPath, &str),
+    ) -> Result<(), KeepError> {
         let mut idle: Vec<bool> = vec![true; self.each.len()];
         if self.each.is_empty() {
-            return Ok(found);
+            return Ok(());
         }
         for (path, node) in &tree.nodes {
             let is_dir = node.kind == NodeKind::Dir;
@@ -45,14 +47,14 @@ impl Globs {
                 *idle = *idle && matched(glob, path, is_dir).is_none();
             }
             if let Match::Ignore(glob) = matched(&self.all, path, is_dir) {
-                found.insert(path.clone(), glob.original().to_owned());
+                found(path, glob.original());
             }
         }
         match self.each.iter().zip(idle).find(|(_, idle)| *idle) {
             Some(((glob, _), _)) => {
                 Err(KeepError::NoMatch { option: self.option, glob: glob.clone() })
             }
-            None => Ok(found),
+            None => Ok(()),
         }
     }
 }

@@ -10,8 +10,11 @@ mod needs;
 mod verify;
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
-use crate::model::{ImageConfig, KeepSet, NodeKind, Policy, Profile, Reason, RootPath, Tree};
+use crate::model::{
+    ImageConfig, KeepSet, NodeKind, Policy, Profile, Reason, Reasons, RootPath, Tree,
+};
 
 pub use verify::{Finding, verify_dynamic, verify_static};
 
@@ -50,23 +53,31 @@ pub fn decide_for(
 ) -> Result<KeepSet, KeepError> {
     let drop = globs::Globs::new("drop", &policy.drop)?;
     let keep = globs::Globs::new("keep", &policy.keep)?;
-    let mut keeper = Keeper::new(tree, drop.matches(tree)?.into_keys().collect());
+    let mut dropped = BTreeSet::new();
+    drop.matches(tree, |path, _| {
+        dropped.insert(path.clone());
+    })?;
+    let mut keeper = Keeper::new(tree, dropped);
     keeper.executed = needs::executed(profile);
-    for (path, glob) in keep.matches(tree)? {
-        keeper.add(&path, Reason::Policy(glob));
-    }
+    let mut policy_of = None;
+    keep.matches(tree, |path, glob| {
+        if !matches!(&policy_of, Some(Reason::Policy(last)) if last == glob) {
+            policy_of = Some(Reason::Policy(glob.to_owned()));
+        }
+        policy_of.iter().for_each(|reason| keeper.add(path, reason));
+    })?;
     for (path, reason) in needs::used(profile, tree) {
-        keeper.add(&path, reason);
+        keeper.add(&path, &reason);
     }
     for (path, reason) in configs.iter().flat_map(|config| needs::configured(tree, config)) {
-        keeper.add(&path, reason);
+        keeper.add(&path, &reason);
     }
     for (path, reason) in needs::given(profile, tree) {
-        keeper.add(&path, reason);
+        keeper.add(&path, &reason);
     }
     for (path, node) in &tree.nodes {
         if node.kind == NodeKind::Dir {
-            keeper.add(path, Reason::Directory);
+            keeper.add(path, &Reason::Directory);
         }
     }
     let searches: Vec<_> = configs.iter().map(|config| closure::Search::new(config)).collect();
@@ -95,7 +106,7 @@ pub fn add_names(
         if keep.dropped.contains(path) {
             return Err(KeepError::DroppedBase { path: path.clone() });
         }
-        keep.paths.entry(path.clone()).or_default().insert(reason.clone());
+        keep.paths.entry(path.clone()).or_default().insert(reason);
     }
     Ok(())
 }
@@ -106,6 +117,8 @@ struct Keeper<'a> {
     keep: KeepSet,
     /// Kept paths whose needs were not looked at yet.
     todo: Vec<RootPath>,
+    /// The reason given last, to be shared with the next path.
+    last: Reasons,
     /// What runs executed: the `#!` line of a script that was only read as data says nothing.
     executed: BTreeSet<RootPath>,
 }
@@ -113,19 +126,28 @@ struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     fn new(tree: &'a Tree, dropped: BTreeSet<RootPath>) -> Self {
         let keep = KeepSet { dropped, ..KeepSet::default() };
-        Self { tree, keep, todo: Vec::new(), executed: BTreeSet::new() }
+        Self { tree, keep, todo: Vec::new(), last: Reasons::default(), executed: BTreeSet::new() }
     }
 
     /// Keeps a path of the tree, unless the policy drops it.
-    fn add(&mut self, path: &RootPath, reason: Reason) {
-        if self.tree.get(path).is_none() || self.keep.dropped.contains(path) {
+    fn add(&mut self, path: &RootPath, reason: &Reason) {
+        // The tree's own path: copies of it share the room.
+        let Some((path, node)) = self.tree.nodes.get_key_value(path) else { return };
+        if self.keep.dropped.contains(path) {
             return;
         }
-        let reasons = self.keep.paths.entry(path.clone()).or_insert_with(|| {
-            self.todo.push(path.clone());
-            Default::default()
-        });
-        reasons.insert(reason);
+        match self.keep.paths.entry(path.clone()) {
+            Entry::Occupied(mut there) => there.get_mut().insert(reason),
+            Entry::Vacant(new) => {
+                if self.last.iter().ne([reason]) {
+                    self.last = reason.clone().into();
+                }
+                new.insert(self.last.clone());
+                if closure::needs_others(node) {
+                    self.todo.push(path.clone());
+                }
+            }
+        }
     }
 
     /// True if a run executed `path`, or the policy keeps it for uses that no run showed.
@@ -140,9 +162,9 @@ impl<'a> Keeper<'a> {
     fn walk(&mut self, cwd: &RootPath, raw: &[u8], reason: Reason) -> Option<RootPath> {
         let end = self.tree.resolve(&RootPath::root(), cwd, raw, true).filter(|end| end.exists)?;
         for link in &end.links {
-            self.add(link, Reason::Walked);
+            self.add(link, &Reason::Walked);
         }
-        self.add(&end.path, reason);
+        self.add(&end.path, &reason);
         (!self.keep.dropped.contains(&end.path)).then_some(end.path)
     }
 
@@ -160,7 +182,7 @@ impl<'a> Keeper<'a> {
         }
         for (parent, child) in parents {
             self.keep.dropped.remove(&parent);
-            self.keep.paths.entry(parent).or_default().insert(Reason::ParentOf(child));
+            self.keep.paths.entry(parent).or_default().insert(&Reason::ParentOf(child));
         }
         self.keep
     }

@@ -1,6 +1,5 @@
 //! Small trees by hand, and what stays of them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -20,7 +19,7 @@ fn node(kind: NodeKind, inode: u64) -> Node {
         uid: 0,
         gid: 0,
         mtime: (0, 0),
-        xattrs: BTreeMap::new(),
+        xattrs: Default::default(),
         layer: 0,
         inode,
         implied: false,

@@ -1,6 +1,7 @@
 //! The keep-set: which paths stay, each with its reasons.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -62,16 +63,17 @@ impl Reason {
     }
 }
 
-/// A few reasons, sorted, in no more room than they need.
+/// A few reasons, sorted. Clones share them: most paths of an image stay for the same few.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reasons(Vec<Reason>);
+pub struct Reasons(Arc<Vec<Reason>>);
 
 impl Reasons {
     /// Adds a reason, if it is not there.
-    pub fn insert(&mut self, reason: Reason) {
-        if let Err(at) = self.0.binary_search(&reason) {
-            self.0.reserve_exact(1);
-            self.0.insert(at, reason);
+    pub fn insert(&mut self, reason: &Reason) {
+        if let Err(at) = self.0.binary_search(reason) {
+            let own = Arc::make_mut(&mut self.0);
+            own.reserve_exact(1);
+            own.insert(at, reason.clone());
         }
     }
 
@@ -99,7 +101,7 @@ impl<'a> IntoIterator for &'a Reasons {
 
 impl From<Reason> for Reasons {
     fn from(reason: Reason) -> Self {
-        Self(vec![reason])
+        Self(Arc::new(vec![reason]))
     }
 }
 

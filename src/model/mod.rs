@@ -17,6 +17,7 @@ mod seen;
 mod sorted;
 mod syscall;
 mod tree;
+mod xattrs;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};
 pub use error::chain;
@@ -32,3 +33,4 @@ pub use seen::Seen;
 pub use sorted::SortedMap;
 pub use syscall::Arch;
 pub use tree::{ElfFacts, Facts, LayerShape, Node, NodeKind, Past, Resolved, Tree, escaped};
+pub use xattrs::Xattrs;

@@ -22,14 +22,27 @@ impl RootPath {
     ///
     /// `None` for a path with `..` or NUL: only a walk that knows the symlinks may resolve `..`.
     pub fn parse(raw: &[u8]) -> Option<Self> {
-        let names: Vec<&[u8]> =
-            raw.split(|b| *b == b'/').filter(|n| !matches!(*n, b"" | b".")).collect();
-        let safe = !raw.contains(&0) && !names.contains(&&b".."[..]);
-        safe.then(|| {
-            let mut path = vec![b'/'];
-            path.extend(names.join(&b'/'));
-            Self(path.into())
-        })
+        if raw.contains(&0) {
+            return None;
+        }
+        let is_clean = |path: &[u8]| {
+            path.split(|b| *b == b'/').skip(1).all(|name| !matches!(name, b"" | b"." | b".."))
+        };
+        if raw.first() == Some(&b'/') && is_clean(raw) {
+            return Some(Self(raw.into()));
+        }
+        let mut path = Vec::with_capacity(raw.len() + 1);
+        for name in raw.split(|b| *b == b'/') {
+            match name {
+                b"" | b"." => {}
+                b".." => return None,
+                name => {
+                    path.push(b'/');
+                    path.extend_from_slice(name);
+                }
+            }
+        }
+        Some(if path.is_empty() { Self::root() } else { Self(path.into()) })
     }
 
     /// The bytes, with the leading slash.

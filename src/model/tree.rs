@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DiffId, Digest, RootPath};
+use super::{DiffId, Digest, RootPath, Xattrs};
 
 /// An image's root file system: every path with its metadata. Facts that need file contents were
 /// gathered by `inspect` while the layers were unpacked, so the core never opens a file.
@@ -14,7 +14,7 @@ pub struct Tree {
     /// Every path but the root, sorted. Parents that no layer names are present too (`implied`).
     /// Copies of a tree share nodes, and the map's rooms, of which half are empty, stay small.
     pub nodes: BTreeMap<RootPath, Arc<Node>>,
-    /// The layers, lowest first; [`Node::layer`] counts in here.
+    /// The layers, lowest first; [`Node::layer()`] counts in here.
     pub layers: Vec<DiffId>,
     /// What each layer has, beside what is still in force of it.
     pub shapes: Vec<LayerShape>,
@@ -61,11 +61,10 @@ pub struct Node {
     pub gid: u32,
     /// Seconds since the epoch and nanoseconds, as the layer has them.
     pub mtime: (i64, u32),
-    /// Extended attributes by full name (`security.capability`), ACLs included.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub xattrs: BTreeMap<String, Vec<u8>>,
-    /// The layer (index into [`Tree::layers`]) whose entry is in force here.
-    pub layer: usize,
+    #[serde(default, skip_serializing_if = "no_xattrs")]
+    pub xattrs: Xattrs,
+    /// See [`Node::layer`].
+    pub layer: u16,
     /// Paths with the same number are names of one inode: the layer in the upper half, in the lower
     /// the place among its entries of the one that made it, counted from 1.
     pub inode: u64,
@@ -150,7 +149,16 @@ pub struct Resolved {
     pub exists: bool,
 }
 
+fn no_xattrs(xattrs: &Xattrs) -> bool {
+    xattrs.is_empty()
+}
+
 impl Node {
+    /// The layer (index into [`Tree::layers`]) whose entry is in force here.
+    pub fn layer(&self) -> usize {
+        self.layer.into()
+    }
+
     /// True if mode, owner, time and attributes are the same.
     pub fn same_meta(&self, other: &Self) -> bool {
         let plain = |n: &Self| (n.mode, n.uid, n.gid, n.mtime);
@@ -162,7 +170,7 @@ impl Tree {
     /// Every path that the lowest `layers` show by themselves.
     pub fn names_at(&self, layers: usize) -> BTreeSet<RootPath> {
         let there = |past: &Past| past.layer < layers && past.ended >= layers;
-        let now = self.nodes.iter().filter(|(_, node)| node.layer < layers);
+        let now = self.nodes.iter().filter(|(_, node)| node.layer() < layers);
         let then = self.past.iter().filter(|(_, all)| all.iter().any(there));
         now.map(|(path, _)| path).chain(then.map(|(path, _)| path)).cloned().collect()
     }
@@ -232,15 +240,21 @@ impl Tree {
 
     /// The same of the paths that `counts` picks; it is asked in order.
     pub fn totals_of(&self, mut counts: impl FnMut(&RootPath) -> bool) -> (u64, u64) {
-        let mut seen = std::collections::HashSet::new();
-        let (mut files, mut bytes) = (0, 0);
+        let (mut files, mut bytes, mut inodes) = (0, 0, Vec::new());
         for (_, node) in self.nodes.iter().filter(|(path, _)| counts(path)) {
             match node.kind {
                 NodeKind::Dir => continue,
-                NodeKind::File { size, .. } if seen.insert(node.inode) => bytes += size,
+                NodeKind::File { size: 1.., .. } => inodes.push(node),
                 _ => {}
             }
             files += 1;
+        }
+        inodes.sort_unstable_by_key(|node| node.inode);
+        inodes.dedup_by_key(|node| node.inode);
+        for node in inodes {
+            if let NodeKind::File { size, .. } = node.kind {
+                bytes += size;
+            }
         }
         (files, bytes)
     }
@@ -303,7 +317,7 @@ mod tests {
                 uid: 0,
                 gid: 0,
                 mtime: (0, 0),
-                xattrs: BTreeMap::new(),
+                xattrs: Xattrs::default(),
                 layer: 0,
                 inode,
                 implied: false,

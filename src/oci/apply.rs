@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::model::{DiffId, Digest, LayerShape, Node, NodeKind, Past, RootPath, Tree};
+use crate::model::{DiffId, Digest, LayerShape, Node, NodeKind, Past, RootPath, Tree, Xattrs};
 
 use super::layer::{Entry, EntryKind, LayerError, Meta};
 use super::limits::{Limits, Spent};
@@ -20,7 +20,7 @@ pub struct Stack {
     entry: u64,
     /// Folders so far that no entry made.
     implied: u64,
-    /// The names of inodes that were linked; some may have gone since.
+    /// The names of inodes that were linked; some may have gone since, or be there twice.
     links: HashMap<u64, Vec<RootPath>>,
     /// The folder of the last entry, if it is there and stayed: entries come folder by folder.
     last: Option<RootPath>,
@@ -44,9 +44,9 @@ pub enum Applied {
     Dir(RootPath),
     /// A new inode that is no directory.
     New { path: RootPath, inode: u64 },
-    /// Another name of an inode. `others` are the names it has besides; `from` is where it was
-    /// found, with its layer (a name this layer's whiteouts removed will do).
-    Link { path: RootPath, inode: u64, others: Vec<RootPath>, from: (RootPath, usize) },
+    /// Another name of an inode. `from` is where it was found, with its layer (a name this layer's
+    /// whiteouts removed will do).
+    Link { path: RootPath, inode: u64, from: (RootPath, usize) },
     /// A whiteout or an opaque mark, remembered until the layer ends.
     Cut,
 }
@@ -82,6 +82,13 @@ impl Stack {
         &self.tree
     }
 
+    /// The names that a linked inode has now, but for `one`.
+    pub fn others(&self, inode: u64, one: &RootPath) -> BTreeSet<RootPath> {
+        let all = self.links.get(&inode).into_iter().flatten();
+        let there = |name: &RootPath| self.tree.get(name).is_some_and(|n| n.inode == inode);
+        all.filter(|name| *name != one && there(name)).cloned().collect()
+    }
+
     /// Metadata of the root, from the topmost layer that gives any.
     pub fn root(&self) -> Option<&Meta> {
         self.root.as_ref()
@@ -100,7 +107,10 @@ impl Stack {
 
     /// The tree with all layers applied.
     pub fn into_tree(self) -> Tree {
-        self.tree
+        let mut tree = self.tree;
+        // Names that come in order leave half of the map's rooms empty; made at once it fills them.
+        tree.nodes = tree.nodes.into_iter().collect();
+        tree
     }
 
     /// Fills in what reading a file just applied at `path` told about its content.
@@ -116,6 +126,11 @@ impl Stack {
 
     fn layer(&self) -> usize {
         self.tree.layers.len() - 1
+    }
+
+    /// The same as a node has it. There are fewer layers than that (see [`super::limits::MAX_LAYERS`]).
+    fn number(&self) -> u16 {
+        u16::try_from(self.layer()).unwrap_or(u16::MAX)
     }
 
     fn shape(&mut self) -> &mut LayerShape {
@@ -148,7 +163,7 @@ impl Stack {
         match &entry.kind {
             EntryKind::Whiteout => {
                 let layer = self.layer();
-                self.depends |= self.tree.get(&path).is_none_or(|node| node.layer == layer);
+                self.depends |= self.tree.get(&path).is_none_or(|node| node.layer() == layer);
                 // A whiteout of nothing must not bring up folders above it.
                 if self.tree.has(&path) {
                     self.hide(&path);
@@ -188,7 +203,7 @@ impl Stack {
         let walked =
             walked.ok_or_else(|| self.refuse(entry, "its folder is a loop of symlinks"))?;
         let layer = self.layer();
-        let below = |link: &RootPath| self.tree.get(link).is_some_and(|n| n.layer < layer);
+        let below = |link: &RootPath| self.tree.get(link).is_some_and(|n| n.layer() < layer);
         let through: Vec<RootPath> = walked.links.into_iter().filter(below).collect();
         self.depends |= !through.is_empty();
         self.shape().through.extend(through);
@@ -213,10 +228,11 @@ impl Stack {
         above.reverse();
         for parent in above {
             match self.tree.get(&parent) {
-                Some(Node { kind: NodeKind::Dir, layer, mode, uid, gid, xattrs, .. }) => {
+                Some(node) if node.kind == NodeKind::Dir => {
                     // Unpacked on its own, the layer must repeat what the ones below say of it.
-                    let plain = (*mode, *uid, *gid) == (0o755, 0, 0) && xattrs.is_empty();
-                    self.depends |= *layer < self.layer() && !plain;
+                    let plain = (node.mode, node.uid, node.gid) == (0o755, 0, 0);
+                    let plain = plain && node.xattrs.is_empty();
+                    self.depends |= node.layer() < self.layer() && !plain;
                 }
                 found => {
                     let replaced = found.is_some();
@@ -247,7 +263,7 @@ impl Stack {
             gid: meta.gid,
             mtime: meta.mtime,
             xattrs: meta.xattrs.clone(),
-            layer: self.layer(),
+            layer: self.number(),
             inode: (self.layer() as u64) << 32 | self.entry,
             implied: false,
         }
@@ -313,37 +329,23 @@ impl Stack {
             }
             self.make_room(&path);
         }
-        let others = self.join(inode, &target, &path);
-        self.depends |= node.layer < self.layer();
-        let own = inode >> 32 == self.layer() as u64 && node.layer == self.layer();
+        let names = self.links.entry(inode).or_insert_with(|| vec![target.clone()]);
+        names.push(path.clone());
+        self.depends |= node.layer() < self.layer();
+        let own = inode >> 32 == self.layer() as u64 && node.layer() == self.layer();
         self.shape().bound |= !own;
         self.remember(&path);
-        let from = (target, node.layer);
-        let node = Node { layer: self.layer(), ..Arc::unwrap_or_clone(node) };
+        let from = (target, node.layer());
+        let node = Node { layer: self.number(), ..Arc::unwrap_or_clone(node) };
         self.tree.nodes.insert(path.clone(), node.into());
-        Ok(Applied::Link { path, inode, others, from })
-    }
-
-    /// Makes `path` one of the names of `inode`, of which `target` is one; returns the others.
-    fn join(&mut self, inode: u64, target: &RootPath, path: &RootPath) -> Vec<RootPath> {
-        let mut names = self.links.remove(&inode).unwrap_or_default();
-        names.push(target.clone());
-        names.sort();
-        names.dedup();
-        names.retain(|name| {
-            name != path && self.tree.get(name).is_some_and(|node| node.inode == inode)
-        });
-        let others = names.clone();
-        names.push(path.clone());
-        self.links.insert(inode, names);
-        others
+        Ok(Applied::Link { path, inode, from })
     }
 
     /// Notes what a layer below has at `path`, before it goes.
     fn remember(&mut self, path: &RootPath) {
         let ended = self.layer();
-        let Some(node) = self.tree.get(path).filter(|node| node.layer < ended) else { return };
-        let (layer, dir, implied) = (node.layer, node.kind == NodeKind::Dir, node.implied);
+        let Some(node) = self.tree.get(path).filter(|node| node.layer() < ended) else { return };
+        let (layer, dir, implied) = (node.layer(), node.kind == NodeKind::Dir, node.implied);
         let past = Past { layer, ended, dir, implied };
         self.tree.past.entry(path.clone()).or_default().push(past);
     }
@@ -389,7 +391,7 @@ impl Stack {
     fn hide(&mut self, path: &RootPath) {
         self.hide_below(path);
         let layer = self.layer();
-        if self.tree.get(path).is_some_and(|node| node.layer < layer) {
+        if self.tree.get(path).is_some_and(|node| node.layer() < layer) {
             if self.below(path).is_empty() {
                 self.bury(path);
             } else {
@@ -403,7 +405,7 @@ impl Stack {
         let mut needed = BTreeSet::new();
         // Deepest first, so that a folder is seen after what it holds.
         for name in self.below(path).into_iter().rev() {
-            let own = self.tree.get(&name).is_some_and(|node| node.layer == layer);
+            let own = self.tree.get(&name).is_some_and(|node| node.layer() == layer);
             if own || needed.contains(&name) {
                 needed.extend(name.parent());
                 if !own {
@@ -442,7 +444,7 @@ impl Meta {
 
     /// What a folder gets that no layer describes.
     pub fn implied() -> Self {
-        Self { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: BTreeMap::new() }
+        Self { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: Xattrs::default() }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::seccomp;
 use crate::source::{self, Access};
 
 use super::image::same_image;
-use super::product::ProductSpec;
+use super::product::{Original, ProductSpec};
 use super::results::{Results, pretty, write_json};
 use super::{PipelineError, Reporter, Summary};
 
@@ -72,7 +72,8 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     }
     reporter.step("building the slim image");
     let file = results.image(spec.product.format);
-    let product = wanted.produce(&image, &tree, &profile, &file)?;
+    let original = Original { image: &image, tree: &tree, unpacked: None };
+    let product = wanted.produce(&original, &profile, &file)?;
     results.seccomp(&product.allowlist)?;
     let summary = wanted.summary(&image, &tree, &profile, &product);
     finish(spec, &results, &profile, summary)

@@ -16,7 +16,7 @@ use crate::rootfs;
 use crate::source::{self, Access};
 
 use super::build::{complete, read_profile};
-use super::product::{Product, ProductSpec, Wanted};
+use super::product::{Original, Product, ProductSpec, Wanted};
 use super::results::{Results, write_json};
 use super::summary::BeforeAfter;
 use super::{PipelineError, Reporter, Summary, io_at};
@@ -310,7 +310,7 @@ impl Work<'_> {
             // What an image's own layers replace is not used of the shared ones; folders add up.
             let used = member.keep.paths.keys().filter(|path| {
                 let own = member.tree.get(path);
-                let below = own.is_some_and(|n| n.layer < layers || n.kind == NodeKind::Dir);
+                let below = own.is_some_and(|n| n.layer() < layers || n.kind == NodeKind::Dir);
                 below && tree.has(path)
             });
             keep.paths.extend(used.map(|path| (path.clone(), Reason::Family.into())));
@@ -335,7 +335,8 @@ impl Work<'_> {
         let results = Results::open(&folder)?;
         let format: ImageFormat = self.spec.product.format;
         let file = results.image(format);
-        let product = wanted.write(image, tree, profile, keep, base, &file)?;
+        let original = Original { image, tree, unpacked: None };
+        let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
         let summary = wanted.summary(image, tree, profile, &product);
         results.summary(&summary)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::emit::{self, Base, Compression, Edits, Emitted, ImageFormat, Order, Packing};
+use crate::emit::{self, Base, Compression, Edits, Emitted, ImageFormat, Order, Packing, Unpacked};
 use crate::keep::{self, KeepError};
 use crate::model::{KeepSet, Policy, Profile, Tree};
 use crate::oci::Image;
@@ -63,6 +63,15 @@ impl ProductSpec {
     }
 }
 
+/// The image that is made slim.
+#[derive(Clone, Copy)]
+pub(super) struct Original<'a> {
+    pub image: &'a Image,
+    pub tree: &'a Tree,
+    /// Where its layers are unpacked, if they are.
+    pub unpacked: Option<&'a Unpacked<'a>>,
+}
+
 /// An emitted image under its temporary name, with what decided it.
 pub(super) struct Product {
     pub keep: KeepSet,
@@ -78,16 +87,16 @@ impl Wanted {
     /// Decides and writes the image to `file`.
     pub(super) fn produce(
         &self,
-        image: &Image,
-        tree: &Tree,
+        original: &Original<'_>,
         profile: &Profile,
         file: &Path,
     ) -> Result<Product, PipelineError> {
+        let Original { image, tree, .. } = *original;
         let keep = self.decide(image, tree, profile)?;
         log_reasons(&keep);
         let layers = self.policy.keep_base;
         let base = (layers > 0).then(|| Base::whole(tree, layers));
-        self.write(image, tree, profile, keep, base.as_ref(), file)
+        self.write(original, profile, keep, base.as_ref(), file)
     }
 
     pub(super) fn decide(
@@ -111,8 +120,10 @@ impl Wanted {
         let keep = self.decide(image, tree, profile)?;
         let allowlist = seccomp::allowlist(profile, &self.policy)?;
         let Self { tags, format, packing, edits, .. } = self;
-        let (format, packing, base) = (*format, *packing, None);
-        let order = Order { image, tree, keep: &keep, base, tags, format, packing, edits };
+        let (format, packing, base, unpacked) = (*format, *packing, None, None);
+        let keep_set = &keep;
+        let order =
+            Order { image, unpacked, tree, keep: keep_set, base, tags, format, packing, edits };
         let recipe = emit::write_recipe(&order, folder)?;
         let mut summary = Summary::of(image, tree, profile, &self.policy);
         summary.decided(tree, &keep, &allowlist);
@@ -123,17 +134,19 @@ impl Wanted {
     /// Writes an image whose keep-set is decided.
     pub(super) fn write(
         &self,
-        image: &Image,
-        tree: &Tree,
+        original: &Original<'_>,
         profile: &Profile,
         keep: KeepSet,
         base: Option<&Base>,
         file: &Path,
     ) -> Result<Product, PipelineError> {
+        let Original { image, tree, unpacked } = *original;
         let allowlist = seccomp::allowlist(profile, &self.policy)?;
         let Self { tags, format, packing, edits, .. } = self;
         let (format, packing) = (*format, *packing);
-        let order = Order { image, tree, keep: &keep, base, tags, format, packing, edits };
+        let keep_set = &keep;
+        let order =
+            Order { image, unpacked, tree, keep: keep_set, base, tags, format, packing, edits };
         let emitted = emit::write(&order, file)?;
         let shared = base.and_then(|base| base.written.as_ref());
         let family_layers = shared.map_or(0, |shared| shared.layers.len());

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use crate::keep::{self, Finding};
-use crate::model::{Policy, Profile};
+use crate::model::{Policy, Profile, RootPath};
 use crate::oci::Image;
-use crate::rootfs::{RunDir, Shelf, Store};
+use crate::rootfs::{Folders, RunDir, Shelf, Store};
 use crate::runtime::{self, RunOptions};
 use crate::seccomp;
 use crate::source::{self, Access};
 
 use super::image::{identity, open_file};
-use super::product::{Product, ProductSpec, Wanted};
+use super::product::{Original, Product, ProductSpec, Wanted};
 use super::results::{Results, write_json};
 use super::run::run;
 use super::run_spec::{RunInput, RunOutcome};
@@ -141,6 +141,7 @@ struct Work<'a> {
     wanted: Wanted,
     /// Folders with the unpacked layers, lowest first.
     lowers: Vec<PathBuf>,
+    folders: Folders,
     shelf: Shelf,
     run_dir: RunDir,
     results: Results,
@@ -166,13 +167,14 @@ impl<'a> Work<'a> {
         let mut store_warnings = runtime::rootless_warnings();
         store_warnings.extend(store.warnings());
         let shelf = Shelf::new(rootfs.tree, &run_dir.path.join("tree"));
-        let lowers = rootfs.lowers;
+        let (lowers, folders) = (rootfs.lowers, rootfs.folders);
         Ok(Self {
             spec,
             reporter,
             image,
             wanted,
             lowers,
+            folders,
             shelf,
             run_dir,
             results,
@@ -229,7 +231,9 @@ impl<'a> Work<'a> {
         self.reporter.step("building the slim image");
         let tree = self.shelf.tree()?;
         let file = self.results.path(".image.slim-partial");
-        self.wanted.produce(&self.image, tree, profile, &file)
+        let unpacked = |layer, path: &RootPath| self.folders.open(layer, path);
+        let original = Original { image: &self.image, tree, unpacked: Some(&unpacked) };
+        self.wanted.produce(&original, profile, &file)
     }
 
     fn verify(

@@ -102,7 +102,7 @@ impl Fold<'_> {
             NodeKind::File { content, .. } => Some(*content),
             _ => None,
         };
-        let layer = if node.implied { None } else { self.tree.layers.get(node.layer).copied() };
+        let layer = if node.implied { None } else { self.tree.layers.get(node.layer()).copied() };
         let make =
             || FileCell { layer, content, access: Default::default(), extra: Default::default() };
         let cell = self.profile.files.entry(path.clone()).or_insert_with(|| make().into());

@@ -3,12 +3,11 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::inspect;
-use crate::model::Digest;
+use crate::model::{Digest, Facts};
 use crate::oci::layer::{Entry, EntryKind, LayerStream};
 
 use super::RootfsError;
 
-const CHUNK: usize = 128 << 10;
 /// Programs larger than this are not looked into; the largest known in images has half of it.
 const MAX_FACTS: usize = 512 << 20;
 
@@ -18,50 +17,41 @@ pub(super) fn read(
     entry: &mut Entry,
     mut store: impl FnMut(&[u8]) -> Result<(), RootfsError>,
 ) -> Result<(), RootfsError> {
-    let EntryKind::File { size, content, facts } = &mut entry.kind else { return Ok(()) };
+    let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(()) };
     let mut hash = Sha256::new();
-    let mut whole: Option<Vec<u8>> = None;
-    let mut first = true;
-    let mut buf = vec![0; CHUNK.min(usize::try_from(*size).unwrap_or(CHUNK)).max(1)];
+    let mut seen = Some(Vec::new());
     loop {
-        let n = fill(stream, &mut buf)?;
-        let chunk = &buf[..n];
-        if std::mem::take(&mut first) && inspect::wants(chunk) {
-            whole = Some(Vec::new());
-        }
-        if let Some(bytes) = &mut whole {
-            bytes.extend_from_slice(chunk);
-            // Of a script only the first line matters.
-            if bytes.len() > MAX_FACTS || (bytes.starts_with(b"#!") && bytes.len() > 512) {
-                *facts = if bytes.starts_with(b"#!") {
-                    inspect::facts(bytes).map(Box::new)
-                } else {
-                    None
-                };
-                whole = None;
-            }
-        }
-        if n == 0 {
+        let chunk = stream.chunk()?;
+        if chunk.is_empty() {
             break;
         }
+        look(&mut seen, chunk, facts);
         hash.update(chunk);
         store(chunk)?;
+        let n = chunk.len();
+        stream.consume(n);
     }
     *content = Some(Digest::from_raw(hash.finalize().into()));
-    if let Some(bytes) = whole {
-        *facts = inspect::facts(&bytes).map(Box::new);
+    if let Some(whole) = seen {
+        *facts = inspect::facts(&whole).map(Box::new);
     }
     Ok(())
 }
 
-/// Fills `buf` as far as the content goes.
-fn fill(stream: &mut LayerStream, buf: &mut [u8]) -> Result<usize, RootfsError> {
-    let mut filled = 0;
-    while filled < buf.len() {
-        match stream.read(&mut buf[filled..])? {
-            0 => break,
-            n => filled += n,
-        }
+/// Collects content for as long as there may be facts in it.
+fn look(seen: &mut Option<Vec<u8>>, chunk: &[u8], facts: &mut Option<Box<Facts>>) {
+    let Some(bytes) = seen else { return };
+    let head = if bytes.is_empty() { chunk } else { bytes.as_slice() };
+    // A chunk can be a byte; four tell.
+    if head.len() >= 4 && !inspect::wants(head) {
+        *seen = None;
+        return;
     }
-    Ok(filled)
+    bytes.extend_from_slice(chunk);
+    // Of a script only the first line matters.
+    let script = bytes.starts_with(b"#!");
+    if bytes.len() > MAX_FACTS || (script && bytes.len() > 512) {
+        *facts = if script { inspect::facts(bytes).map(Box::new) } else { None };
+        *seen = None;
+    }
 }

@@ -4,6 +4,7 @@
 //! business, what runs on them `runtime`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::model::{RootPath, Tree};
@@ -11,6 +12,9 @@ use crate::oci::Image;
 use crate::oci::apply::Stack;
 use crate::oci::layer::LayerError;
 
+use ahead::Turn;
+
+mod ahead;
 mod changes;
 mod confine;
 mod content;
@@ -74,7 +78,27 @@ impl RootfsError {
 pub struct Rootfs {
     /// Folders with the unpacked layers, lowest first; a layer that occurs twice is here once.
     pub lowers: Vec<PathBuf>,
+    pub folders: Folders,
     pub tree: Tree,
+}
+
+/// The folder of each layer of an image, lowest first.
+#[derive(Debug, Clone)]
+pub struct Folders(Vec<PathBuf>);
+
+impl Folders {
+    /// Opens the regular file that the entries of layer `layer` made at `path`.
+    ///
+    /// # Errors
+    /// Where there is none, or one only through a symlink.
+    pub fn open(&self, layer: usize, path: &RootPath) -> std::io::Result<File> {
+        let folder = self.0.get(layer).ok_or(std::io::ErrorKind::NotFound)?;
+        let file = File::from(writer::open_in(folder, path)?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(std::io::ErrorKind::InvalidInput.into()),
+        }
+    }
 }
 
 /// What the upper directory says happened to a path.
@@ -97,18 +121,17 @@ pub fn index_at(
 ) -> Result<(Tree, BTreeMap<usize, Tree>), RootfsError> {
     let mut stack = Stack::limited(image.blobs.limits());
     let mut trees = BTreeMap::new();
-    for (at, layer) in image.layers.iter().enumerate() {
-        stack.begin_layer(layer.diff_id);
-        let mut stream = crate::oci::layer::open(image, at)?;
-        while let Some(mut entry) = stream.next_entry()? {
-            content::read(&mut stream, &mut entry, |_| Ok(()))?;
-            stack.apply(&entry)?;
+    ahead::read(image, |turn| {
+        match turn {
+            Turn::Begin(at) => stack.begin_layer(image.layers[at].diff_id),
+            Turn::Entry(entry) => drop(stack.apply(entry)?),
+            Turn::End(at) if cuts.contains(&(at + 1)) => {
+                trees.insert(at + 1, stack.tree().clone());
+            }
+            Turn::End(_) => {}
         }
-        stream.finish()?;
-        if cuts.contains(&(at + 1)) {
-            trees.insert(at + 1, stack.tree().clone());
-        }
-    }
+        Ok(())
+    })?;
     Ok((stack.into_tree(), trees))
 }
 

@@ -19,7 +19,7 @@ use crate::oci::{Image, layer};
 use super::limits::{self, Lacking};
 use super::lines::{self, Lines};
 use super::writer::Writer;
-use super::{Rootfs, RootfsError, elsewhere};
+use super::{Folders, Rootfs, RootfsError, elsewhere};
 
 const DEFAULT: &str = "/var/lib/slim";
 const NAME: &str = "slim";
@@ -105,7 +105,8 @@ impl Store {
             done += image.blobs.size(at).unwrap_or(0);
             progress(done.min(all), all);
         }
-        Ok(Rootfs { lowers: distinct(lowers), tree: stack.into_tree() })
+        let folders = Folders(lowers.clone());
+        Ok(Rootfs { lowers: distinct(lowers), folders, tree: stack.into_tree() })
     }
 
     /// Scratch space for one run.

@@ -81,9 +81,7 @@ impl Writer {
             Applied::Link { path, .. } if self.limits.lacks_at(path, stack.tree()) => {
                 self.make_room(path)?;
             }
-            Applied::Link { path, inode, others, from } => {
-                self.link(stack.tree(), path, *inode, others, from, lowers)?;
-            }
+            Applied::Link { path, inode, from } => self.link(stack, path, *inode, from, lowers)?,
             Applied::Cut => {}
         }
         Ok(())
@@ -278,26 +276,34 @@ impl Writer {
     /// names first, as the kernel would.
     fn link(
         &mut self,
-        tree: &Tree,
+        stack: &Stack,
         path: &RootPath,
         inode: u64,
-        others: &[RootPath],
         from: &(RootPath, usize),
         lowers: &[PathBuf],
     ) -> Result<(), RootfsError> {
-        if self.files.get(path) == Some(&inode) {
+        let is_here = |files: &HashMap<RootPath, u64>, name| files.get(name) == Some(&inode);
+        if is_here(&self.files, path) {
             return Ok(());
         }
-        let here = others.iter().find(|name| self.files.get(*name) == Some(&inode)).cloned();
+        let (name, layer) = from;
+        // What the link names is here most often, and asking for all names of it takes long.
+        if name != path && is_here(&self.files, name) {
+            self.make_room(path)?;
+            self.link_here(name, path)?;
+            self.files.insert(path.clone(), inode);
+            return Ok(());
+        }
+        let others = stack.others(inode, path);
+        let here = others.iter().find(|name| is_here(&self.files, *name)).cloned();
         self.make_room(path)?;
         if let Some(source) = here {
             self.link_here(&source, path)?;
         } else {
-            let (name, layer) = from;
             if let Some(lower) = lowers.get(*layer) {
-                self.copy_up(tree, path, (lower, name))?;
+                self.copy_up(stack.tree(), path, (lower, name))?;
             }
-            for other in others {
+            for other in &others {
                 self.link_here(path, other)?;
                 self.files.insert(other.clone(), inode);
             }
@@ -416,12 +422,17 @@ impl Writer {
 fn open_lower((folder, path): (&Path, &RootPath)) -> Result<File, RootfsError> {
     let failed =
         |e: Errno| RootfsError::io("copy", &folder.join(OsStr::from_bytes(path.relative())), e);
+    open_in(folder, path).map(File::from).map_err(failed)
+}
+
+/// Opens what a layer's folder has at `path`.
+pub(super) fn open_in(folder: &Path, path: &RootPath) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(folder, flags, Mode::empty()).map_err(failed)?;
+    let root = rustix::fs::open(folder, flags, Mode::empty())?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat2(&root, path.relative(), flags, Mode::empty(), resolve);
-    file.map(File::from).map_err(failed)
+    // A FIFO must not be waited for.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat2(&root, path.relative(), flags, Mode::empty(), resolve)
 }
 
 /// Attributes but overlayfs's own: in a lower directory those would be orders to the kernel, and

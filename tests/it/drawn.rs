@@ -14,10 +14,10 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use slim::emit::{ImageFormat, write_image};
+use slim::emit::{Edits, Emitted, ImageFormat, Order, Packing, Unpacked, write_image};
 use slim::model::{RootPath, Tree};
 use slim::oci::Image;
-use slim::rootfs::{Store, index};
+use slim::rootfs::{Folders, Store, index};
 use slim::source::Access;
 use slim::sys::mount::overlay;
 
@@ -60,13 +60,19 @@ fn check(recipe: &Recipe, seed: u64) -> Result<(), String> {
     let image = write(recipe, dir.path())?;
     let tree = index(&image).map_err(|e| format!("index: {e}"))?;
     same_tree(&tree, &model).map_err(|why| format!("index: {why}"))?;
-    unpacked(&image, &model, dir.path())?;
+    let folders = unpacked(&image, &model, dir.path())?;
     let all = written(&image, &tree, &BTreeSet::new(), dir.path())?;
     same_tree(&all.1, &model).map_err(|why| format!("written whole: {why}"))?;
     let mut less = model.clone();
     let dropped = dropped(&mut less, seed);
     let filtered = written(&image, &tree, &dropped, dir.path())?;
     same_tree(&filtered.1, &less).map_err(|why| format!("written without {dropped:?}: {why}"))?;
+    let contents = |layer, path: &RootPath| folders.open(layer, path);
+    let stored = dir.path().join("stored");
+    let emitted = emit(&image, &tree, &dropped, Some(&contents), &stored)?;
+    if emitted.manifest_digest != filtered.0.manifest_digest {
+        return Err("written from the store: other bytes than from the layers".into());
+    }
     let again = dir.path().join("again");
     std::fs::create_dir(&again).unwrap();
     let passed = written(&filtered.0, &filtered.1, &BTreeSet::new(), &again)?;
@@ -162,7 +168,8 @@ fn open(layout: &Path) -> Result<Image, String> {
     slim::source::open(&reference, &Access::platform("linux/amd64")).map_err(|e| e.to_string())
 }
 
-fn unpacked(image: &Image, model: &Model, dir: &Path) -> Result<(), String> {
+/// Unpacks, and looks at what the kernel makes of the folders.
+fn unpacked(image: &Image, model: &Model, dir: &Path) -> Result<Folders, String> {
     let store = Store::open(Some(&dir.join("store"))).map_err(|e| e.to_string())?;
     let rootfs = store.unpack(image, &|_, _| ()).map_err(|e| format!("unpack: {e}"))?;
     same_tree(&rootfs.tree, model).map_err(|why| format!("unpack: {why}"))?;
@@ -179,7 +186,8 @@ fn unpacked(image: &Image, model: &Model, dir: &Path) -> Result<(), String> {
     inside.root = None;
     let found = same(&merged, &inside, Lenient::default());
     rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH).unwrap();
-    found.map_err(|why| format!("on disk: {why}"))
+    found.map_err(|why| format!("on disk: {why}"))?;
+    Ok(again.folders)
 }
 
 /// The image with all but the paths `without`, and its tree.
@@ -189,14 +197,26 @@ fn written(
     without: &BTreeSet<RootPath>,
     dir: &Path,
 ) -> Result<(Image, Tree), String> {
-    let mut keep = keep_all(tree);
-    keep.paths.retain(|path, _| !without.contains(path));
     let target = dir.join(if without.is_empty() { "whole" } else { "filtered" });
-    write_image(image, tree, &keep, "t:1", ImageFormat::Layout, &target)
-        .map_err(|e| format!("write: {e}"))?;
+    emit(image, tree, without, None, &target)?;
     let slim = open(&target)?;
     let tree = index(&slim).map_err(|e| format!("what was written: {e}"))?;
     Ok((slim, tree))
+}
+
+fn emit(
+    image: &Image,
+    tree: &Tree,
+    without: &BTreeSet<RootPath>,
+    unpacked: Option<&Unpacked<'_>>,
+    target: &Path,
+) -> Result<Emitted, String> {
+    let mut keep = keep_all(tree);
+    keep.paths.retain(|path, _| !without.contains(path));
+    let (tags, edits, packing) = (&["t:1".to_owned()], &Edits::default(), Packing::default());
+    let (keep, base, format) = (&keep, None, ImageFormat::Layout);
+    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits };
+    slim::emit::write(&order, target).map_err(|e| format!("write: {e}"))
 }
 
 /// Takes files away, a name here and there, so that most layers are filtered.
@@ -298,4 +318,32 @@ fn many_files_and_a_large_one_come_back_the_same() {
     let lowest = store.unpack(&image, &|_, _| ()).unwrap().lowers.pop().unwrap();
     let unpacked = std::fs::metadata(lowest.join("large")).unwrap();
     assert!(unpacked.len() == size && unpacked.blocks() < 4096, "{} blocks", unpacked.blocks());
+}
+
+/// A file of the store that somebody changed does not get into an image; one that is gone is read from
+/// its layer.
+#[test]
+fn a_store_that_was_changed_is_found_out() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let layer = LayerFixture::default().file("a", "right").file("b", "other").file("c", "c");
+    let fixture = ImageFixture::default().layer(layer);
+    let image = open(&fixture.write(dir.path())).unwrap();
+    let store = Store::open(Some(&dir.path().join("store"))).unwrap();
+    let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
+    let contents = |layer, path: &RootPath| rootfs.folders.open(layer, path);
+    let without = BTreeSet::from([RootPath::parse(b"/c").unwrap()]);
+    let emit = |name: &str| {
+        let target = dir.path().join(name);
+        emit(&image, &rootfs.tree, &without, Some(&contents), &target).map(|e| e.manifest_digest)
+    };
+    let sound = emit("sound").unwrap();
+    std::fs::remove_file(rootfs.lowers[0].join("b")).unwrap();
+    assert_eq!(emit("gone").unwrap(), sound);
+    std::fs::write(rootfs.lowers[0].join("a"), "wrong").unwrap();
+    let why = emit("changed").unwrap_err();
+    assert!(why.contains("copy of /a in layer 0") && why.contains("slim store gc"), "{why}");
+    assert!(!dir.path().join("changed").exists());
+    std::fs::remove_file(rootfs.lowers[0].join("a")).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", rootfs.lowers[0].join("a")).unwrap();
+    assert_eq!(emit("a link").unwrap(), sound);
 }

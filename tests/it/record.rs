@@ -174,7 +174,7 @@ fn index(lower: &Path) -> Tree {
             uid: 0,
             gid: 0,
             mtime: (0, 0),
-            xattrs: BTreeMap::new(),
+            xattrs: slim::model::Xattrs::default(),
             layer: 0,
             inode: meta.ino(),
             implied: false,

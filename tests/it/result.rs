@@ -44,7 +44,7 @@ fn write(
 ) -> (Emitted, Image) {
     let (tags, edits) = (["t:1".to_owned()], Edits::default());
     let (tags, edits, format) = (&tags, &edits, ImageFormat::Layout);
-    let order = Order { image, tree, keep, base, tags, format, packing, edits };
+    let order = Order { image, unpacked: None, tree, keep, base, tags, format, packing, edits };
     let emitted = slim::emit::write(&order, target).unwrap();
     (emitted, open(target))
 }
@@ -535,7 +535,8 @@ fn results_of_several_platforms_become_one_image() {
         let (tags, edits) = (["shop/web:1".to_owned()], Edits::default());
         let (keep, format, packing) = (keep_all(&tree), ImageFormat::Layout, Packing::default());
         let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
-        let order = Order { image, tree, keep, base: None, tags, format, packing, edits };
+        let order =
+            Order { image, unpacked: None, tree, keep, base: None, tags, format, packing, edits };
         slim::emit::write(&order, &target).unwrap();
     }
     let run = |args: &[&str]| outcome(&slim(dir.path()).arg("index").args(args).output().unwrap());

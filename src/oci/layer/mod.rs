@@ -2,11 +2,9 @@
 //!
 //! Says what a layer says; what that does to the layers below is `oci::apply`'s business.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DiffId, Digest, Facts, RootPath};
+use crate::model::{DiffId, Digest, Facts, RootPath, Xattrs};
 
 mod compression;
 mod name;
@@ -15,7 +13,7 @@ mod stream;
 
 pub use compression::Compression;
 pub use reader::TarReader;
-pub use stream::{LayerStream, open, open_again};
+pub use stream::{LayerStream, open, open_again, sniff};
 
 /// Why a layer could not be read. All of them mean that the image is bad (exit 3).
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +69,12 @@ pub struct Meta {
     pub gid: u32,
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub xattrs: BTreeMap<String, Vec<u8>>,
+    #[serde(default, skip_serializing_if = "no_xattrs")]
+    pub xattrs: Xattrs,
+}
+
+fn no_xattrs(xattrs: &Xattrs) -> bool {
+    xattrs.is_empty()
 }
 
 impl Meta {

@@ -20,8 +20,12 @@ pub(super) enum Name {
 /// and must not climb above the root.
 pub(super) fn parse_name(raw: &[u8]) -> Result<Name, String> {
     let path = clean(raw)?;
+    // All that follows is about names that begin so.
+    if !path.components().any(|name| name.starts_with(b".wh.")) {
+        return Ok(Name::Plain(path));
+    }
     let last = path.file_name();
-    if path.components().any(|name| name.starts_with(b".wh..wh.") && name != b".wh..wh..opq") {
+    if path.components().any(is_bookkeeping) {
         return Ok(Name::Ignored);
     }
     // Written again, the folder alone would be one: engines would remove what it names.
@@ -43,26 +47,41 @@ pub(super) fn parse_name(raw: &[u8]) -> Result<Name, String> {
     }
 }
 
+fn is_bookkeeping(name: &[u8]) -> bool {
+    name.starts_with(b".wh..wh.") && name != b".wh..wh..opq"
+}
+
+/// True for a sound name that [`parse_name`] finds to be ignored.
+pub(super) fn is_ignored(raw: &[u8]) -> bool {
+    raw.split(|b| *b == b'/').any(is_bookkeeping) && parse_name(raw) == Ok(Name::Ignored)
+}
+
 /// A path relative to the root, `..` resolved by name; an error says how it leaves the root.
 pub(super) fn clean(raw: &[u8]) -> Result<RootPath, String> {
     if raw.contains(&0) {
         return Err("a name with a NUL byte".into());
     }
-    let mut names: Vec<&[u8]> = Vec::new();
-    for name in raw.split(|b| *b == b'/').filter(|n| !matches!(*n, b"" | b".")) {
-        if name != b".." {
-            names.push(name);
-        } else if names.pop().is_none() {
-            return Err(format!("`{}` climbs above the root", escape(raw)));
+    let mut path = Vec::with_capacity(raw.len() + 1);
+    for name in raw.split(|b| *b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => match path.iter().rposition(|b| *b == b'/') {
+                Some(at) => path.truncate(at),
+                None => return Err(format!("`{}` climbs above the root", escape(raw))),
+            },
+            name => {
+                path.push(b'/');
+                path.extend_from_slice(name);
+            }
         }
     }
-    let long = names.iter().any(|name| name.len() > MAX_NAME);
-    if long || names.iter().map(|name| name.len() + 1).sum::<usize>() > MAX_PATH {
+    let long = path.len() > MAX_NAME && path.split(|b| *b == b'/').any(|n| n.len() > MAX_NAME);
+    if long || path.len() > MAX_PATH {
         return Err(format!(
             "a name of more than {MAX_NAME} bytes, or {MAX_PATH} with its folders"
         ));
     }
-    RootPath::parse(&names.join(&b'/')).ok_or_else(|| "a name that is no path".into())
+    RootPath::parse(&path).ok_or_else(|| "a name that is no path".into())
 }
 
 #[cfg(test)]

@@ -4,14 +4,16 @@
 //! cuts binary attribute values (a file capability may hold one), so the framing is here.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
-use crate::model::{DiffId, RootPath, escape};
+use crate::model::{DiffId, RootPath, Xattrs, escape};
 
-use super::name::{MAX_PATH, Name, clean, parse_name};
+use super::name::{MAX_PATH, Name, clean, is_ignored, parse_name};
 use super::{Entry, EntryKind, LayerError, Meta};
 
 const BLOCK: u64 = 512;
+/// What holes are read from.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Names and attributes of one entry: what engines take at most (Go's archive/tar, `maxSpecialFileSize`).
 const MAX_HEADER_DATA: u64 = 1 << 20;
 /// The map of a sparse file: a million stretches.
@@ -28,8 +30,8 @@ pub struct TarReader<R> {
     inner: R,
     layer: usize,
     diff_id: DiffId,
-    /// The last entry seen, for messages.
-    after: String,
+    /// The name of the last entry seen, for messages.
+    after: Option<Vec<u8>>,
     segments: VecDeque<Segment>,
     /// Bytes up to the next header once all segments are read.
     padding: u64,
@@ -61,17 +63,10 @@ impl Extra {
     }
 }
 
-impl<R: Read> TarReader<R> {
+impl<R: BufRead> TarReader<R> {
     /// `layer` and `diff_id` are for messages.
     pub fn new(inner: R, layer: usize, diff_id: DiffId) -> Self {
-        Self {
-            inner,
-            layer,
-            diff_id,
-            after: "the start".into(),
-            segments: VecDeque::new(),
-            padding: 0,
-        }
+        Self { inner, layer, diff_id, after: None, segments: VecDeque::new(), padding: 0 }
     }
 
     /// The reader underneath, for what follows the archive's end.
@@ -84,23 +79,40 @@ impl<R: Read> TarReader<R> {
         loop {
             let found = self.next_header().map_err(|why| self.broken(&why))?;
             let Some((header, extra)) = found else { return Ok(None) };
-            let raw = extra.name.clone().or_else(|| extra.get("path").map(<[u8]>::to_vec));
-            let raw = raw.unwrap_or_else(|| header.path_bytes().into_owned());
-            self.after = escape(&raw);
-            let entry = self.entry(&header, &extra, &raw).map_err(|why| self.refused(why))?;
-            if let Some(entry) = entry {
+            let raw = name(&header, &extra);
+            let entry = self.entry(&header, &extra, &raw);
+            self.after = Some(raw);
+            if let Some(entry) = entry.map_err(|why| self.refused(why))? {
                 return Ok(Some(entry));
             }
         }
     }
 
+    /// Passes over the next entry, as [`TarReader::next_entry`] counts them, of an archive whose entries
+    /// were all read before; false at the end.
+    pub fn skip_entry(&mut self) -> Result<bool, LayerError> {
+        loop {
+            let found = self.next_header().map_err(|why| self.broken(&why))?;
+            let Some((header, extra)) = found else { return Ok(false) };
+            let raw = name(&header, &extra);
+            let raw = extra.get("GNU.sparse.name").unwrap_or(&raw);
+            if !is_ignored(raw) {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn after(&self) -> String {
+        self.after.as_deref().map_or_else(|| "the start".to_owned(), escape)
+    }
+
     fn broken(&self, why: &io::Error) -> LayerError {
-        let (layer, diff_id, after) = (self.layer, self.diff_id, self.after.clone());
+        let (layer, diff_id, after) = (self.layer, self.diff_id, self.after());
         LayerError::Tar { layer, diff_id, after, why: why.to_string() }
     }
 
     fn refused(&self, why: String) -> LayerError {
-        let (layer, diff_id, entry) = (self.layer, self.diff_id, self.after.clone());
+        let (layer, diff_id, entry) = (self.layer, self.diff_id, self.after());
         LayerError::Entry { layer, diff_id, entry, why }
     }
 
@@ -273,10 +285,15 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip_content(&mut self) -> io::Result<()> {
-        io::copy(&mut io::Read::by_ref(self), &mut io::sink())?;
-        let mut rest = io::Read::by_ref(&mut self.inner).take(self.padding);
+        for segment in self.segments.drain(..) {
+            if let Segment::Data(len) = segment
+                && discard(&mut self.inner, len)? > 0
+            {
+                return Err(bad("it ends inside a file"));
+            }
+        }
         // Writers that stop right after the last byte are common enough to be let through.
-        io::copy(&mut rest, &mut io::sink())?;
+        discard(&mut self.inner, self.padding)?;
         self.padding = 0;
         Ok(())
     }
@@ -345,35 +362,63 @@ impl<R: Read> TarReader<R> {
     }
 }
 
-impl<R: Read> Read for TarReader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let (len, hole) = match self.segments.front() {
-                None => return Ok(0),
-                Some(Segment::Hole(len)) => (*len, true),
-                Some(Segment::Data(len)) => (*len, false),
-            };
-            if len == 0 {
-                self.segments.pop_front();
-                continue;
-            }
-            let max = buf.len().min(usize::try_from(len).unwrap_or(usize::MAX));
-            let n = if hole {
-                buf[..max].fill(0);
-                max
-            } else {
-                self.inner.read(&mut buf[..max])?
-            };
-            if n == 0 && max > 0 {
-                return Err(bad("it ends inside a file"));
-            }
-            match self.segments.front_mut() {
-                Some(Segment::Hole(len) | Segment::Data(len)) => *len -= n as u64,
-                None => {}
-            }
-            return Ok(n);
+/// The content of the entry at hand.
+impl<R: BufRead> BufRead for TarReader<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while matches!(self.segments.front(), Some(Segment::Hole(0) | Segment::Data(0))) {
+            self.segments.pop_front();
+        }
+        let up_to = |len: u64, there: usize| there.min(usize::try_from(len).unwrap_or(there));
+        match self.segments.front() {
+            None => Ok(&[]),
+            Some(Segment::Hole(len)) => Ok(&ZEROS[..up_to(*len, ZEROS.len())]),
+            Some(Segment::Data(len)) => match self.inner.fill_buf()? {
+                [] => Err(bad("it ends inside a file")),
+                there => Ok(&there[..up_to(*len, there.len())]),
+            },
         }
     }
+
+    fn consume(&mut self, n: usize) {
+        match self.segments.front_mut() {
+            Some(Segment::Hole(len)) => *len = len.saturating_sub(n as u64),
+            Some(Segment::Data(len)) => {
+                *len = len.saturating_sub(n as u64);
+                self.inner.consume(n);
+            }
+            None => {}
+        }
+    }
+}
+
+impl<R: BufRead> Read for TarReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let there = self.fill_buf()?;
+        let n = buf.len().min(there.len());
+        buf[..n].copy_from_slice(&there[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// Passes over `len` bytes; how many of them there were not.
+fn discard(from: &mut impl BufRead, mut len: u64) -> io::Result<u64> {
+    while len > 0 {
+        let there = from.fill_buf()?.len();
+        if there == 0 {
+            break;
+        }
+        let n = there.min(usize::try_from(len).unwrap_or(usize::MAX));
+        from.consume(n);
+        len -= n as u64;
+    }
+    Ok(len)
+}
+
+/// The name an entry goes by, before sparse formats have their say.
+fn name(header: &tar::Header, extra: &Extra) -> Vec<u8> {
+    let long = extra.name.as_deref().or_else(|| extra.get("path"));
+    long.map_or_else(|| header.path_bytes().into_owned(), <[u8]>::to_vec)
 }
 
 fn link_target(raw: &[u8]) -> Result<RootPath, String> {
@@ -428,8 +473,8 @@ fn meta(header: &tar::Header, extra: &Extra) -> Result<Meta, String> {
 
 /// `SCHILY.xattr.NAME` records, the form every engine writes and reads; the last one of a name wins.
 /// `SCHILY.acl.access` and `LIBARCHIVE.xattr.NAME` no engine applies, so the container never has them.
-fn xattrs(extra: &Extra) -> Result<std::collections::BTreeMap<String, Vec<u8>>, String> {
-    let mut all = std::collections::BTreeMap::new();
+fn xattrs(extra: &Extra) -> Result<Xattrs, String> {
+    let mut all = Xattrs::default();
     for (key, value) in &extra.pax {
         let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else { continue };
         if name.is_empty() || name.len() > MAX_XATTR.0 || value.len() > MAX_XATTR.1 {
@@ -466,9 +511,23 @@ fn number(raw: &[u8]) -> Option<i64> {
             raw[1..].iter().try_fold(head, |n, b| n.checked_mul(256).map(|n| n | i128::from(*b)));
         return i64::try_from(value?).ok();
     }
+    if let Some(plain) = octal(raw) {
+        return Some(plain);
+    }
     let digits = raw.split(|b| *b == 0).next()?;
     let text = std::str::from_utf8(digits).ok()?.trim();
     if text.is_empty() { Some(0) } else { i64::from_str_radix(text, 8).ok() }
+}
+
+/// Digits up to a NUL, a blank or the end: what nearly all writers write. `None` for anything else.
+fn octal(raw: &[u8]) -> Option<i64> {
+    let end = raw.iter().position(|b| matches!(b, 0 | b' ')).unwrap_or(raw.len());
+    let (digits, rest) = raw.split_at(end);
+    let mut blanks = rest.iter().take_while(|b| **b != 0);
+    if !matches!(end, 1..=20) || !blanks.all(|b| *b == b' ') {
+        return None;
+    }
+    digits.iter().try_fold(0, |n, b| matches!(b, b'0'..=b'7').then(|| n << 3 | i64::from(b - b'0')))
 }
 
 /// `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record, so that values may hold anything.

@@ -1,7 +1,7 @@
 //! A layer's bytes on their way from the blob to its entries, every one of them verified.
 //!
-//! A thread of its own reads, hashes and decompresses; entries are parsed, and the diffID hashed,
-//! where they are used. So two processors share the work.
+//! A thread of its own reads, hashes and decompresses; entries are parsed where they are used, and what
+//! was decompressed is hashed there. So two processors share the work.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -52,17 +52,29 @@ fn start(image: &Image, index: usize, verify: bool) -> Result<LayerStream, Layer
         blob: blob_name(blob, diff_id),
         source,
     })?;
-    let (sender, receiver) = sync_channel(AHEAD);
+    let unread = |source| LayerError::Read { layer: index, blob: blob_name(blob, diff_id), source };
     let read = Arc::new(AtomicU64::new(0));
     let progress = Arc::clone(&read);
-    let thread =
-        std::thread::spawn(move || pump(source, verify && blob.is_some(), &progress, &sender));
+    let (compression, source) = sniff(source).map_err(unread)?;
     let hash = verify.then(Sha256::new);
+    let source = Counted { inner: source, hash, size: 0, progress };
+    let source = BufReader::with_capacity(CHUNK, source);
+    // Stored as it is, its blob's digest is its diffID.
+    let hash = (verify && compression != Compression::None).then(Sha256::new);
+    let (sender, receiver) = sync_channel(AHEAD);
+    let thread = std::thread::spawn(move || pump(source, compression, &sender));
     let (limits, spent) = (image.blobs.limits(), Spent::default());
     let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash, left: limits.bytes };
     let tar = TarReader::new(chunks, index, diff_id);
     let thread = Some(thread);
     Ok(LayerStream { tar, layer: index, blob, diff_id, verify, thread, read, limits, spent })
+}
+
+/// How a blob is compressed, by its first bytes; and the whole blob.
+pub fn sniff(mut blob: Box<dyn Read + Send>) -> io::Result<(Compression, Box<dyn Read + Send>)> {
+    let mut head = Vec::with_capacity(4);
+    Read::by_ref(&mut blob).take(4).read_to_end(&mut head)?;
+    Ok((Compression::of(&head), Box::new(io::Cursor::new(head).chain(blob))))
 }
 
 impl LayerStream {
@@ -78,13 +90,26 @@ impl LayerStream {
         why.map_or(Ok(entry), |why| Err(LayerError::Limit { layer: self.layer, why }))
     }
 
-    /// Reads content of the entry at hand; 0 at its end.
-    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize, LayerError> {
-        let n = self.tar.read(buf);
-        n.map_err(|error| {
+    /// Passes over the next entry, see [`TarReader::skip_entry`].
+    pub fn skip_entry(&mut self) -> Result<bool, LayerError> {
+        self.tar.skip_entry().map_err(|error| self.cause(error))
+    }
+
+    /// The next bytes of the content of the entry at hand, as many as are there; none at its end. The same
+    /// ones again until [`LayerStream::consume`] takes them.
+    pub fn chunk(&mut self) -> Result<&[u8], LayerError> {
+        if let Err(error) = self.tar.fill_buf() {
             let error = self.tar.content_error(&error);
-            self.cause(error)
-        })
+            return Err(self.cause(error));
+        }
+        let (layer, blob, diff_id) = (self.layer, self.blob, self.diff_id);
+        let unread = |source| LayerError::Read { layer, blob: blob_name(blob, diff_id), source };
+        self.tar.fill_buf().map_err(unread)
+    }
+
+    /// Takes `n` bytes of what [`LayerStream::chunk`] gave.
+    pub fn consume(&mut self, n: usize) {
+        self.tar.consume(n);
     }
 
     /// Reads the bytes of the tar itself, uncompressed; 0 at its end. Not together with
@@ -110,18 +135,19 @@ impl LayerStream {
     pub fn finish(mut self) -> Result<(), LayerError> {
         let drained = io::copy(self.tar.inner_mut(), &mut io::sink());
         self.bounded()?;
-        self.check_blob()?;
+        let blob = self.check_blob()?;
         drained.map_err(|source| self.read_error(source))?;
-        let Some(hash) = self.tar.inner_mut().hash.take() else { return Ok(()) };
-        let got = DiffId(Digest::from_raw(hash.finalize().into()));
-        if got == self.diff_id {
-            return Ok(());
+        let plain = self.tar.inner_mut().hash.take();
+        let plain = plain.map(|hash| Digest::from_raw(hash.finalize().into())).or(blob);
+        match plain.map(DiffId).filter(|got| *got != self.diff_id) {
+            Some(got) => Err(LayerError::DiffId { layer: self.layer, want: self.diff_id, got }),
+            None => Ok(()),
         }
-        Err(LayerError::DiffId { layer: self.layer, want: self.diff_id, got })
     }
 
-    /// Waits for the reading thread; checks size and digest of the blob, then what else it met.
-    fn check_blob(&mut self) -> Result<(), LayerError> {
+    /// Waits for the reading thread; checks size and digest of the blob, then what else it met. The
+    /// digest is that of the stored bytes.
+    fn check_blob(&mut self) -> Result<Option<Digest>, LayerError> {
         let layer = self.layer;
         let thread = self.thread.take().expect("joined once");
         let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("its reader died")));
@@ -130,11 +156,11 @@ impl LayerStream {
             if got.size != size {
                 return Err(LayerError::BlobSize { layer, blob: want, want: size, got: got.size });
             }
-            if got.digest != want {
-                return Err(LayerError::BlobDigest { layer, want, got: got.digest });
+            if let Some(got) = got.digest.filter(|got| *got != want) {
+                return Err(LayerError::BlobDigest { layer, want, got });
             }
         }
-        got.error.map_or(Ok(()), |source| Err(self.read_error(source)))
+        got.error.map_or(Ok(got.digest), |source| Err(self.read_error(source)))
     }
 
     fn read_error(&self, source: io::Error) -> LayerError {
@@ -152,7 +178,7 @@ impl LayerStream {
             return error;
         }
         let _ = io::copy(self.tar.inner_mut(), &mut io::sink());
-        self.bounded().and_then(|()| self.check_blob()).err().unwrap_or(error)
+        self.bounded().and_then(|()| self.check_blob().map(drop)).err().unwrap_or(error)
     }
 }
 
@@ -162,7 +188,8 @@ fn blob_name(blob: Option<(Digest, u64)>, diff_id: DiffId) -> String {
 
 /// How reading a blob ended.
 struct Pumped {
-    digest: Digest,
+    /// Of the stored bytes, if they were to be verified.
+    digest: Option<Digest>,
     size: u64,
     /// What the decoder met; a wrong digest explains it better where there is one.
     error: Option<io::Error>,
@@ -170,26 +197,27 @@ struct Pumped {
 
 /// Reads the blob to its end, whatever the decoder makes of it, so that its digest is known.
 fn pump(
-    source: Box<dyn Read + Send>,
-    hash: bool,
-    progress: &AtomicU64,
+    mut source: BufReader<Counted>,
+    compression: Compression,
     out: &SyncSender<Vec<u8>>,
 ) -> io::Result<Pumped> {
-    let hash = hash.then(Sha256::new);
-    let mut blob = Counted { inner: source, hash, size: 0, progress };
-    let mut error = decode(&mut blob, out).err();
+    let mut error = decode(&mut source, compression, out).err();
     if error.as_ref().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         error = None; // whoever read the entries went away and has a reason of its own
     } else {
-        io::copy(&mut blob, &mut io::sink())?;
+        io::copy(&mut source, &mut io::sink())?;
     }
-    let raw = blob.hash.map_or([0; 32], |hash| hash.finalize().into());
-    Ok(Pumped { digest: Digest::from_raw(raw), size: blob.size, error })
+    let Counted { hash, size, .. } = source.into_inner();
+    let digest = hash.map(|hash| Digest::from_raw(hash.finalize().into()));
+    Ok(Pumped { digest, size, error })
 }
 
-fn decode(blob: &mut impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
-    let mut blob = BufReader::with_capacity(CHUNK, blob);
-    match Compression::of(blob.fill_buf()?) {
+fn decode(
+    blob: &mut BufReader<Counted>,
+    compression: Compression,
+    out: &SyncSender<Vec<u8>>,
+) -> io::Result<()> {
+    match compression {
         Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(blob), out),
         Compression::Zstd => send(zstd::stream::read::Decoder::with_buffer(blob)?, out),
         Compression::None => send(blob, out),
@@ -216,14 +244,14 @@ fn send(mut from: impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
     }
 }
 
-struct Counted<'a> {
+struct Counted {
     inner: Box<dyn Read + Send>,
     hash: Option<Sha256>,
     size: u64,
-    progress: &'a AtomicU64,
+    progress: Arc<AtomicU64>,
 }
 
-impl Read for Counted<'_> {
+impl Read for Counted {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         if let Some(hash) = &mut self.hash {
@@ -245,11 +273,11 @@ struct Chunks {
     left: u64,
 }
 
-impl Read for Chunks {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.chunk.len() {
             // A closed channel is the end; why it ended is told by the thread's result.
-            let Ok(chunk) = self.receiver.recv() else { return Ok(0) };
+            let Ok(chunk) = self.receiver.recv() else { return Ok(&[]) };
             self.left = self.left.saturating_sub(chunk.len() as u64);
             if self.left == 0 {
                 return Err(io::Error::other("it goes on beyond the limit"));
@@ -259,9 +287,20 @@ impl Read for Chunks {
             }
             (self.chunk, self.at) = (chunk, 0);
         }
-        let n = buf.len().min(self.chunk.len() - self.at);
-        buf[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
+        Ok(&self.chunk[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
         self.at += n;
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let there = self.fill_buf()?;
+        let n = buf.len().min(there.len());
+        buf[..n].copy_from_slice(&there[..n]);
+        self.consume(n);
         Ok(n)
     }
 }

@@ -110,7 +110,7 @@ pub fn same_tree(tree: &Tree, model: &Model) -> Result<(), String> {
 
 fn meta_of(node: &slim::model::Node) -> Meta {
     let slim::model::Node { mode, uid, gid, mtime, ref xattrs, .. } = *node;
-    Meta { mode, uid, gid, mtime, xattrs: xattrs.clone() }
+    Meta { mode, uid, gid, mtime, xattrs: (**xattrs).clone() }
 }
 
 fn same_kind(got: &NodeKind, want: &Node) -> bool {

@@ -1,0 +1,136 @@
+//! Reads layers on threads of their own, some ahead of the one whose turn it is.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::Scope;
+
+use crate::oci::Image;
+use crate::oci::layer::{self, Entry, LayerError};
+
+use super::{RootfsError, content};
+
+/// Entries that are handed over together.
+const BATCH: usize = 256;
+/// Batches of a layer that may wait for its turn: some 20 MB of a layer with long names.
+const WAITING: usize = 64;
+/// Layers read at a time: more would only wait for the disk.
+const READERS: usize = 8;
+
+type Batch = Result<Vec<Entry>, RootfsError>;
+/// A layer to be read, and where its entries are to go.
+type Job = (usize, SyncSender<Batch>);
+
+/// What comes of an image, in order.
+pub(super) enum Turn<'a> {
+    /// A layer begins.
+    Begin(usize),
+    /// An entry of it, with digest and facts.
+    Entry(&'a Entry),
+    /// The layer has no more, and was verified.
+    End(usize),
+}
+
+/// Hands over all layers of an image, lowest first.
+///
+/// # Errors
+/// What reading the lowest bad layer meets, or what `take` returns.
+pub(super) fn read(
+    image: &Image,
+    mut take: impl FnMut(Turn<'_>) -> Result<(), LayerError>,
+) -> Result<(), RootfsError> {
+    let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS);
+    let (jobs, queue) = channel();
+    let queue = Mutex::new(queue);
+    std::thread::scope(|scope| {
+        let mut coming = Coming::start(scope, image, &queue, readers, jobs);
+        for at in 0..image.layers.len() {
+            take(Turn::Begin(at))?;
+            for batch in coming.next() {
+                if crate::sys::signals::interrupted() {
+                    return Err(RootfsError::Interrupted);
+                }
+                batch?.iter().try_for_each(|entry| take(Turn::Entry(entry)))?;
+            }
+            take(Turn::End(at))?;
+        }
+        Ok(())
+    })
+}
+
+/// The layers that are being read, the one whose turn is next first.
+struct Coming {
+    jobs: Option<Sender<Job>>,
+    waiting: VecDeque<Receiver<Batch>>,
+    /// The first layer that nobody was told to read.
+    next: usize,
+    layers: usize,
+    readers: usize,
+}
+
+impl Coming {
+    fn start<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        image: &'env Image,
+        queue: &'env Mutex<Receiver<Job>>,
+        readers: usize,
+        jobs: Sender<Job>,
+    ) -> Self {
+        let layers = image.layers.len();
+        for _ in 0..readers.min(layers) {
+            scope.spawn(move || {
+                // When nothing is asked for any more, the sender is gone.
+                while let Some((at, out)) = queue.lock().ok().and_then(|jobs| jobs.recv().ok()) {
+                    if let Err(error) = read_layer(image, at, &out) {
+                        let _ = out.send(Err(error));
+                    }
+                }
+            });
+        }
+        let mut new = Self { jobs: Some(jobs), waiting: VecDeque::new(), next: 0, layers, readers };
+        new.ask();
+        new
+    }
+
+    /// Lets as many layers be read as there are readers.
+    fn ask(&mut self) {
+        while self.waiting.len() < self.readers && self.next < self.layers {
+            let (sender, receiver) = sync_channel(WAITING);
+            let asked = self.jobs.as_ref().map(|jobs| jobs.send((self.next, sender)));
+            if asked.is_none_or(|sent| sent.is_err()) {
+                break;
+            }
+            self.waiting.push_back(receiver);
+            self.next += 1;
+        }
+        if self.next == self.layers {
+            self.jobs = None;
+        }
+    }
+
+    /// The batches of the next layer.
+    fn next(&mut self) -> Receiver<Batch> {
+        let first = self.waiting.pop_front();
+        self.ask();
+        first.unwrap_or_else(|| sync_channel(0).1)
+    }
+}
+
+/// Sends the entries of a layer, unless nobody listens any more.
+fn read_layer(image: &Image, at: usize, out: &SyncSender<Batch>) -> Result<(), RootfsError> {
+    let mut stream = layer::open(image, at)?;
+    let mut batch = Vec::with_capacity(BATCH);
+    while let Some(mut entry) = stream.next_entry()? {
+        content::read(&mut stream, &mut entry, |_| Ok(()))?;
+        batch.push(entry);
+        if batch.len() == BATCH {
+            let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
+            if out.send(Ok(full)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    let _ = out.send(Ok(batch));
+    stream.finish()?;
+    Ok(())
+}
