@@ -1,0 +1,140 @@
+//! `--load`, `--push` and `--attach` of `slim trace` and `slim build`: the finished image in engines and a
+//! registry, in one go.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use slim::model::Digest;
+
+use crate::support::engines::{Containerd, Docker, Engine, Podman};
+use crate::support::registry::{Registry, free_port};
+use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
+
+const NEEDS: [Need; 5] = [
+    Need::Root,
+    Need::Program("docker-registry"),
+    Need::Program("skopeo"),
+    Need::Program("umoci"),
+    Need::Program("htpasswd"),
+];
+
+/// Digests of the manifest and of the configuration of the image among these results.
+fn digests(out: &Path) -> (String, String) {
+    let archive = out.join("image.tar");
+    let read = |name: &str| sh("tar", &["-xOf", archive.to_str().unwrap(), name]);
+    let index: Value = serde_json::from_str(&read("index.json")).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
+    let manifest: Value =
+        serde_json::from_str(&read(&format!("blobs/{}", digest.replace(':', "/")))).unwrap();
+    (digest, manifest["config"]["digest"].as_str().unwrap().to_owned())
+}
+
+/// What a registry has under a name, as its bytes say.
+fn raw(name: &str) -> String {
+    sh("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")])
+}
+
+/// An image of two layers, the lower of which is not filtered, in a registry as `shop/app:1`.
+fn original(dir: &Path, registry: &Registry) -> PathBuf {
+    let layout = host_image(dir, &SERVICE);
+    let more = dir.join("more");
+    std::fs::create_dir(&more).unwrap();
+    std::fs::write(more.join("top"), "not used\n").unwrap();
+    let tar = dir.join("more.tar");
+    sh("tar", &["-C", more.to_str().unwrap(), "-cf", tar.to_str().unwrap(), "top"]);
+    let image = format!("{}:latest", layout.display());
+    sh("umoci", &["raw", "add-layer", "--image", &image, tar.to_str().unwrap()]);
+    registry.fill(&format!("oci:{image}"), "shop/app:1");
+    layout
+}
+
+#[test]
+fn a_trace_and_a_build_load_push_and_attach_what_they_made() {
+    let engines = ["dockerd", "podman", "containerd", "ctr"].map(Need::Program);
+    if !have(&[&NEEDS[..], &engines, &[Need::Cgroup2]].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = dir.path();
+    let (docker, podman, containerd) = (Docker::start(), Podman::new(), Containerd::start());
+    let registry = Registry::plain();
+    original(folder, &registry);
+    let host = registry.host();
+    let coverage = script(folder, "coverage", "$SLIM_EXEC cat /srv/data/used");
+    let (image, mirror) = (format!("docker://{host}/shop/app:1"), format!("{host}/other/app:x"));
+    let slimmed = format!("{host}/shop/app:slim");
+    let envs = [docker.env(), podman.env(), containerd.env()];
+
+    let mut trace = slim(folder);
+    trace.envs(envs.clone()).args(["trace", "--image", &image, "--plain-http"]);
+    trace.args(["--no-verify", "--no-restart", "--network", "private", "--store", "store"]);
+    trace.args(["--tag", "it/one:1", "--tag", "it/two:{tag}", "--keep-base", "1"]);
+    trace.args(["--load", "docker", "--load", "podman", "--load", "containerd:it"]);
+    trace.args(["--push", &slimmed, "--push", &mirror, "--attach", "-o", "out", "--"]);
+    let (code, said) = outcome(&trace.arg(&coverage).output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    let out = folder.join("out");
+    let (manifest, config) = digests(&out);
+
+    for name in ["it/one:1", "it/two:1"] {
+        assert_eq!(docker.ask("docker", &["image", "inspect", "-f", "{{.Id}}", name]), config);
+        let name = format!("docker.io/{name}");
+        let id = podman.ask("podman", &["image", "inspect", "--format", "{{.Id}}", &name]);
+        assert_eq!(format!("sha256:{id}"), config);
+        let listed =
+            containerd.ask("ctr", &["-n", "it", "images", "list", &format!("name=={name}")]);
+        assert!(listed.contains(&manifest), "{listed}");
+    }
+    let run = ["run", "--rm", "--network", "none", "it/two:1", "cat", "/srv/data/used"];
+    assert_eq!(docker.ask("docker", &run), "used");
+    for engine in ["Docker", "Podman", "containerd, namespace it"] {
+        let line = format!("loaded     it/one:1, it/two:1 into {engine}");
+        assert!(said.contains(&line), "{engine}: {said}");
+    }
+
+    // The layer that is kept whole is the original's: in its repository it is there, into another it is
+    // mounted.
+    assert!(
+        said.contains("blobs: 1 sent") && said.contains("0 mounted, 1 already there"),
+        "{said}"
+    );
+    assert!(said.contains("blobs: 0 sent (0.00 MB), 2 mounted"), "{said}");
+    for name in [&slimmed, &mirror] {
+        assert_eq!(Digest::of(raw(name).as_bytes()).to_string(), manifest, "{name}");
+        assert!(said.contains(&format!("pushed {name}@{manifest}")), "{said}");
+        attached(&out, name, &manifest);
+    }
+
+    // The same from the profile: the same image, so nothing is sent again.
+    let mut build = slim(folder);
+    build.envs(envs).args(["build", "out/profile.json", "--image", &image, "--plain-http"]);
+    build.args(["--tag", "it/built:{arch}", "--keep-base", "1", "-o", "built"]);
+    build.args(["--load", "docker", "--push", &format!("{host}/shop/app:built"), "--attach"]);
+    let (code, said) = outcome(&build.output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    let (built, _) = digests(&folder.join("built"));
+    assert_eq!(
+        docker.ask("docker", &["image", "inspect", "-f", "{{.Id}}", "it/built:amd64"]),
+        config
+    );
+    assert!(said.contains("blobs: 0 sent"), "{said}");
+    assert_eq!(Digest::of(raw(&format!("{host}/shop/app:built")).as_bytes()).to_string(), built);
+    attached(&folder.join("built"), &format!("{host}/shop/app:built"), &built);
+}
+
+/// The four results are referrers of the image, under the fallback tag of its repository.
+fn attached(out: &Path, name: &str, manifest: &str) {
+    let repository = name.rsplit_once(':').unwrap().0;
+    let listed = raw(&format!("{repository}:{}", manifest.replace(':', "-")));
+    let index: Value = serde_json::from_str(&listed).unwrap();
+    let mut blobs = Vec::new();
+    for entry in index["manifests"].as_array().unwrap() {
+        let artifact = raw(&format!("{repository}@{}", entry["digest"].as_str().unwrap()));
+        let artifact: Value = serde_json::from_str(&artifact).unwrap();
+        blobs.push(artifact["layers"][0]["digest"].as_str().unwrap().to_owned());
+    }
+    for file in ["profile.json", "seccomp.json", "seccomp.oci.json", "summary.json"] {
+        let digest = Digest::of(&std::fs::read(out.join(file)).unwrap()).to_string();
+        assert!(blobs.contains(&digest), "{file} is not among {listed}");
+    }
+}
