@@ -8,7 +8,7 @@ use slim::model::Digest;
 
 use crate::support::engines::{Containerd, Docker, Engine, Podman};
 use crate::support::registry::{Registry, free_port};
-use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
+use crate::support::{Need, SERVICE, have, host_image, outcome, script, sh, slim};
 
 const NEEDS: [Need; 5] = [
     Need::Root,
@@ -136,5 +136,44 @@ fn attached(out: &Path, name: &str, manifest: &str) {
     for file in ["profile.json", "seccomp.json", "seccomp.oci.json", "summary.json"] {
         let digest = Digest::of(&std::fs::read(out.join(file)).unwrap()).to_string();
         assert!(blobs.contains(&digest), "{file} is not among {listed}");
+    }
+}
+
+#[test]
+fn what_cannot_be_delivered_is_refused_before_the_run_and_else_leaves_the_results() {
+    if !have(&[&NEEDS[..], &[Need::Cgroup2]].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = dir.path();
+    host_image(folder, &SERVICE);
+    let coverage = script(folder, "coverage", "$SLIM_EXEC cat /srv/data/used");
+    let nowhere = format!("127.0.0.1:{}/app:1", free_port());
+    let trace = |out: &str, args: &[&str]| {
+        let mut trace = slim(folder);
+        trace.env("DOCKER_HOST", "unix:///no/such.sock");
+        trace.args(["trace", "--image", "oci:image", "--no-verify", "--no-restart"]);
+        trace.args(["--network", "private", "--store", "store", "-o", out]);
+        outcome(&trace.args(args).arg("--").arg(&coverage).output().unwrap())
+    };
+    for (args, says) in [
+        (&["--push", "host.example/Bad"][..], "no name of an image"),
+        (&["--attach"], "--push"),
+        (&["--load", "floppy"], "docker, podman"),
+        (&["--profile-only", "--load", "docker"], "--profile-only"),
+    ] {
+        let (code, said) = trace("never", args);
+        assert_eq!(code, 2, "{args:?}: {said}");
+        assert!(said.contains(says), "{args:?}: {said}");
+        assert!(!said.contains("starting") && !folder.join("never").exists(), "{args:?}: {said}");
+    }
+    for (args, says) in [
+        (&["--load", "docker"][..], "/no/such.sock"),
+        (&["--push", &nowhere, "--plain-http"], "cannot reach"),
+    ] {
+        let (code, said) = trace("out", args);
+        assert_eq!(code, 4, "{args:?}: {said}");
+        assert!(said.contains(says) && said.contains("results are whole in out"), "{said}");
+        digests(&folder.join("out"));
     }
 }
