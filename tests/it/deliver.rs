@@ -1,13 +1,17 @@
 //! `--load`, `--push` and `--attach` of `slim trace` and `slim build`: the finished image in engines and a
 //! registry, in one go.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use slim::model::Digest;
 
 use crate::support::engines::{Containerd, Docker, Engine, Podman};
-use crate::support::registry::{Registry, free_port};
+use crate::support::registry::{Registry, free_port, noise};
 use crate::support::{Need, SERVICE, have, host_image, outcome, script, sh, slim};
 
 const NEEDS: [Need; 5] = [
@@ -176,4 +180,89 @@ fn what_cannot_be_delivered_is_refused_before_the_run_and_else_leaves_the_result
         assert!(said.contains(says) && said.contains("results are whole in out"), "{said}");
         digests(&folder.join("out"));
     }
+}
+
+/// A slow line to a registry: at most 64 KiB in 20 ms.
+fn slow(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            for (mut from, mut to) in
+                [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+            {
+                std::thread::spawn(move || {
+                    let mut part = vec![0; 64 << 10];
+                    while let Ok(n @ 1..) = from.read(&mut part) {
+                        if to.write_all(&part[..n]).is_err() {
+                            break;
+                        }
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    own
+}
+
+#[test]
+fn an_interrupted_upload_ends_at_once_and_leaves_the_results() {
+    if !have(&[&NEEDS[..], &[Need::Cgroup2]].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = dir.path();
+    let registry = Registry::plain();
+    host_image(folder, &SERVICE);
+    // A part of 15 MB that do not compress takes five seconds on the slow line.
+    std::fs::write(folder.join("big"), noise(15 << 20)).unwrap();
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    sh("tar", &["-C", &path(""), "-cf", &path("big.tar"), "big"]);
+    let image = format!("{}:latest", path("image"));
+    sh("umoci", &["raw", "add-layer", "--image", &image, &path("big.tar")]);
+    let coverage = script(folder, "coverage", "$SLIM_EXEC cat /srv/data/used");
+    let to = format!("127.0.0.1:{}/app:1", slow(registry.port));
+    let mut trace = slim(folder);
+    trace.args(["trace", "--image", "oci:image", "--no-verify", "--no-restart", "--keep", "/big"]);
+    trace.args(["--network", "private", "--store", "store", "-o", "out", "--plain-http"]);
+    trace.args(["--push", &to, "--"]).arg(&coverage);
+    let child = trace.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while registry.requests("\"POST ") < 2 {
+        assert!(began.elapsed() < Duration::from_secs(60), "no upload began");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    sh("kill", &["-INT", &child.id().to_string()]);
+    let asked = Instant::now();
+    let (code, said) = outcome(&child.wait_with_output().unwrap());
+    assert_eq!(code, 130, "{said}");
+    assert!(asked.elapsed() < Duration::from_secs(3), "{said}");
+    assert!(said.contains("interrupted") && said.contains("results are whole in out"), "{said}");
+    assert!(!said.contains("nothing was written"), "{said}");
+    digests(&folder.join("out"));
+}
+
+#[test]
+fn what_a_killed_build_left_is_gone_after_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let left = |name: &str| out.join(name).join("image/blobs");
+    for name in [".slim-image-dead", ".slim-image-live", "mine"] {
+        std::fs::create_dir_all(left(name)).unwrap();
+    }
+    let live = std::fs::File::open(out.join(".slim-image-live")).unwrap();
+    live.lock_shared().unwrap();
+    slim::emit::sweep(out);
+    assert!(!out.join(".slim-image-dead").exists());
+    assert!(left(".slim-image-live").exists() && left("mine").exists());
+    let (made, lock) = slim::emit::unfinished(out).unwrap();
+    slim::emit::sweep(out);
+    assert!(made.path().exists());
+    drop((lock, live));
+    slim::emit::sweep(out);
+    assert!(!made.path().exists() && left("mine").exists());
 }
