@@ -6,7 +6,7 @@ use slim::model::{DiffId, Digest};
 use slim::oci::layer::TarReader;
 
 fuzz_target!(|data: &[u8]| {
-    let mut tar = slim_fuzz::header(b'x', data.len());
+    let mut tar = slim_fuzz::header(b'x', data.len()).to_vec();
     tar.extend(data);
     tar.resize(tar.len().next_multiple_of(512), 0);
     tar.extend(slim_fuzz::header(b'0', 0));

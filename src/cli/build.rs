@@ -27,8 +27,7 @@ pub(super) struct BuildArgs {
     /// of them use, and stay shared. Each image gets a folder below the results'
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     family: Option<bool>,
-    /// Image; with --family each of them: oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH or a
-    /// path
+    /// Image, as `slim trace --image` takes it; with --family each of them, in any order
     #[arg(long, value_name = "IMAGE")]
     image: Vec<String>,
     /// Configuration file [default: slim.toml, if there is one]
@@ -52,6 +51,7 @@ pub(super) struct BuildArgs {
 
 impl BuildArgs {
     pub(super) fn run(mut self) -> Result<u8, PipelineError> {
+        self.deliver.check()?;
         if self.family == Some(true) {
             return self.run_family();
         }
@@ -90,10 +90,8 @@ impl BuildArgs {
         }
         say(report::text(&built).trim_end());
         say(format_args!("  results    {}", spec.output.display()));
-        if !spec.recipe {
-            self.deliver.deliver(&spec.output, &spec.image, &spec.access.wire)?;
-        }
-        Ok(pipeline::exit::OK)
+        // A recipe goes nowhere: that was refused above.
+        Ok(self.deliver.deliver(&spec.output, &spec.image, &spec.access.wire))
     }
 
     fn run_family(self) -> Result<u8, PipelineError> {

@@ -10,7 +10,7 @@ use crate::source::Access;
 use crate::wire::Options;
 
 use super::progress::Terminal;
-use super::{push, say};
+use super::{fail, note, push, say};
 
 /// What is done with the image once it is there and, in a trace, verified.
 #[derive(Args, Debug, Default)]
@@ -32,13 +32,30 @@ impl DeliverArgs {
         self.load.is_empty() && self.push.is_empty()
     }
 
-    /// Loads and pushes the image in `folder`; `original` is where it came from.
-    pub(super) fn deliver(
-        &self,
-        folder: &Path,
-        original: &str,
-        wire: &Options,
-    ) -> Result<(), PipelineError> {
+    /// Refuses what cannot come to a good end, before the work is done.
+    pub(super) fn check(&self) -> Result<(), PipelineError> {
+        if self.attach == Some(true) && self.push.is_empty() {
+            return Err(PipelineError::Usage(
+                "--attach adds the results to a pushed image: give --push NAME too".to_owned(),
+            ));
+        }
+        pipeline::check_names(&self.push)
+    }
+
+    /// Loads and pushes the image in `folder`; `original` is where it came from. What fails is printed
+    /// here, with how to go on from the results, which stay; returns the exit code.
+    pub(super) fn deliver(&self, folder: &Path, original: &str, wire: &Options) -> u8 {
+        let done = self.load(folder).and_then(|()| self.push(folder, original, wire));
+        let Err(error) = done else { return pipeline::exit::OK };
+        let code = fail(&error);
+        note(&format!(
+            "the results are whole in {0}; `slim load {0}` and `slim push {0}` go on from there",
+            folder.display()
+        ));
+        code
+    }
+
+    fn load(&self, folder: &Path) -> Result<(), PipelineError> {
         for to in &self.load {
             // Our own result: no policy speaks of it.
             let access = Access { ours: true, ..Access::default() };
@@ -49,6 +66,10 @@ impl DeliverArgs {
             terminal.finish();
             say(format_args!("  loaded     {} into {}", loaded?.names.join(", "), spec.to));
         }
+        Ok(())
+    }
+
+    fn push(&self, folder: &Path, original: &str, wire: &Options) -> Result<(), PipelineError> {
         if self.push.is_empty() {
             return Ok(());
         }

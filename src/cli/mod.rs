@@ -122,6 +122,11 @@ fn complain(error: &dyn std::error::Error) {
     let _ = writeln!(std::io::stderr(), "slim: {}", tame(&chain(error).to_string()));
 }
 
+/// Prints a line to stderr that goes with an error.
+fn note(line: &str) {
+    let _ = writeln!(std::io::stderr(), "slim: {}", tame(line));
+}
+
 /// Prints a line to stdout; a reader that went away is no error of ours.
 fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{}", tame(&line.to_string()));

@@ -249,7 +249,9 @@ fn port(what: &str, text: &str) -> Result<String, PipelineError> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let good = |n: &str| n.parse::<u16>().is_ok_and(|n| n > 0);
     let numbers = match number.split_once('-') {
-        Some((from, to)) => good(from) && good(to),
+        Some((from, to)) => {
+            good(from) && good(to) && from.parse::<u16>().ok() <= to.parse::<u16>().ok()
+        }
         None => good(number),
     };
     if numbers && matches!(protocol, "tcp" | "udp" | "sctp") {

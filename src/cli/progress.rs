@@ -9,6 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::pipeline::Reporter;
 
+use super::units::megabytes;
+
 /// Prints a line to stderr that no run needs twice.
 pub(super) fn note_once(text: &str) {
     static NOTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -56,7 +58,8 @@ impl Reporter for Terminal {
     fn progress(&self, done: u64, total: u64) {
         let last = self.last.lock().expect("no panic while held");
         let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0).min(100);
-        self.bar.set_message(format!("{last} {percent} %"));
+        let (done, total) = (megabytes(done.min(total)), megabytes(total));
+        self.bar.set_message(super::tame(&format!("{last} {percent} % ({done} of {total})")));
     }
 
     fn warn(&self, text: &str) {

@@ -84,7 +84,13 @@ impl PolicyArgs {
 impl TraceArgs {
     pub(super) fn run(mut self) -> Result<u8, PipelineError> {
         let deliver = std::mem::take(&mut self.deliver);
+        deliver.check()?;
         let spec = self.spec()?;
+        if spec.profile_only && !deliver.is_nothing() {
+            return Err(PipelineError::Usage(
+                "--profile-only makes no image that --load or --push could take".to_owned(),
+            ));
+        }
         crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
         let traced = pipeline::trace(&spec, &terminal);
@@ -98,7 +104,7 @@ impl TraceArgs {
         say(format_args!("  results    {}", spec.output.display()));
         let Some(failure) = &traced.failure else {
             if traced.summary.output.is_some() {
-                deliver.deliver(&spec.output, &spec.image, &spec.access.wire)?;
+                return Ok(deliver.deliver(&spec.output, &spec.image, &spec.access.wire));
             }
             return Ok(pipeline::exit::OK);
         };

@@ -26,6 +26,7 @@ pub use blob::Written;
 pub use dockerfile::{Recipe, write_recipe};
 pub use edits::{Edits, Removals};
 pub use index::{Member, write_index};
+pub use output::{sweep, unfinished};
 pub use pack::{Compression, Packing};
 pub use plan::{Base, Shared};
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use serde_json::json;
 
 use crate::model::{Digest, NodeKind, RootPath};
@@ -26,7 +27,40 @@ pub(super) struct Output {
     target: PathBuf,
     parent: PathBuf,
     folder: tempfile::TempDir,
+    /// Holds the lock that says that somebody is at it.
+    _lock: File,
     blobs: PathBuf,
+}
+
+/// How the temporary folders are called.
+const UNFINISHED: &str = ".slim-image-";
+
+/// Makes a temporary folder in `parent`, locked as long as the file is open: [`sweep`] leaves it alone.
+///
+/// # Errors
+/// Whatever making and locking it meets.
+pub fn unfinished(parent: &Path) -> io::Result<(tempfile::TempDir, File)> {
+    let folder = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(parent)?;
+    let lock = File::open(folder.path())?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared)?;
+    Ok((folder, lock))
+}
+
+/// Removes what a killed process left half-made in `folder`.
+pub fn sweep(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let free = File::open(entry.path()).is_ok_and(|dir| {
+            rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+        });
+        if free && let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            tracing::info!("{} of a run that was killed stays: {error}", entry.path().display());
+        }
+    }
 }
 
 impl Output {
@@ -37,11 +71,16 @@ impl Output {
         };
         let error = |e| EmitError::write(target, e);
         std::fs::create_dir_all(parent).map_err(error)?;
-        let folder = tempfile::Builder::new().prefix(".slim-image-").tempdir_in(parent);
-        let folder = folder.map_err(error)?;
+        let (folder, lock) = unfinished(parent).map_err(error)?;
         let blobs = folder.path().join("image/blobs/sha256");
         std::fs::create_dir_all(&blobs).map_err(error)?;
-        Ok(Self { target: target.to_owned(), parent: parent.to_owned(), folder, blobs })
+        Ok(Self {
+            target: target.to_owned(),
+            parent: parent.to_owned(),
+            folder,
+            _lock: lock,
+            blobs,
+        })
     }
 
     /// Where blobs go, named by their digest's digits.

@@ -87,8 +87,8 @@ pub fn build_family(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Family
     }
     let members = members(spec, reporter)?;
     let results = Results::open(&spec.output)?;
-    let scratch = tempfile::Builder::new().prefix(".slim-family-").tempdir_in(&spec.output);
-    let scratch = scratch.map_err(io_at("cannot write in", &spec.output))?;
+    let scratch = emit::unfinished(&spec.output);
+    let (scratch, _lock) = scratch.map_err(io_at("cannot write in", &spec.output))?;
     reporter.step("building the slim images");
     let mut made = BTreeMap::new();
     let all: Vec<usize> = (0..members.len()).collect();

@@ -45,7 +45,9 @@ pub fn load(spec: &LoadSpec, reporter: &dyn Reporter) -> Result<Loaded, Pipeline
     }
     let manifest = stored.as_ref().and_then(|stored| stored.manifest(&image).ok());
     reporter.step(&format!("loading the image into {}", spec.to));
-    let parcel = Parcel { image: &image, manifest: manifest.as_deref(), names: &names };
+    let progress = |done, total| reporter.progress(done, total);
+    let (image, manifest) = (&image, manifest.as_deref());
+    let parcel = Parcel { image, manifest, names: &names, progress: &progress };
     let id = sink::load(parcel, &spec.to)?;
     Ok(Loaded { names: names.iter().map(Reference::familiar).collect(), id })
 }

@@ -41,7 +41,7 @@ pub use host::{Inspected, clean, inspect, store_gc, store_list};
 pub use index::{IndexSpec, Joined, index};
 pub use load::{LoadSpec, Loaded, load};
 pub use product::ProductSpec;
-pub use push::{PushSpec, push};
+pub use push::{PushSpec, check_names, push};
 pub use results::write_whole;
 pub use run_spec::{RecorderChoice, RunSpec};
 pub use summary::{Bystanders, Summary, Verified};

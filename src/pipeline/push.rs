@@ -54,6 +54,14 @@ pub fn push(spec: &PushSpec, reporter: &dyn Reporter) -> Result<Vec<Receipt>, Pi
     Ok(receipts)
 }
 
+/// Checks names to push to as far as that goes without a registry.
+///
+/// # Errors
+/// A usage error for what is no name.
+pub fn check_names(names: &[String]) -> Result<(), PipelineError> {
+    names.iter().try_for_each(|name| parse(name).map(drop))
+}
+
 /// A name to push to, or to mount from.
 fn parse(text: &str) -> Result<Reference, PipelineError> {
     let name = text.strip_prefix("docker://").unwrap_or(text);

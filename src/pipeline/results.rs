@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::emit::ImageFormat;
+use crate::emit::{self, ImageFormat};
 use crate::seccomp::Allowlist;
 
 use super::{PipelineError, Summary, io_at};
@@ -60,6 +60,7 @@ impl Results {
             why: error.to_string(),
             way_out: "choose a folder that can be written with -o".to_owned(),
         })?;
+        emit::sweep(folder);
         Ok(Self { folder: folder.to_owned() })
     }
 

@@ -24,6 +24,8 @@ pub struct Parcel<'a> {
     pub manifest: Option<&'a [u8]>,
     /// What it is to be called; the first name travels in the archive.
     pub names: &'a [Reference],
+    /// Hears how many bytes of the layers went by, and of how many.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
 impl Parcel<'_> {
@@ -42,11 +44,18 @@ impl Parcel<'_> {
         member(&mut tar, &config, &self.image.config_bytes)?;
         written.insert(config.clone());
         let mut layers = Vec::new();
+        let stored = |at: usize| {
+            let size = self.image.layers[at].blob.map(|(_, size)| size);
+            size.or_else(|| self.image.blobs.size(at)).unwrap_or(0)
+        };
+        let total = (0..self.image.layers.len()).map(stored).sum();
+        let mut done = 0;
         for at in 0..self.image.layers.len() {
             let name = self.layer_name(at, readable);
             if written.insert(name.clone()) {
-                self.layer(&mut tar, at, &name, readable)?;
+                self.layer(&mut tar, at, &name, readable, &|n| (self.progress)(done + n, total))?;
             }
+            done += stored(at);
             layers.push(name);
         }
         if let Some(manifest) = manifest {
@@ -90,9 +99,10 @@ impl Parcel<'_> {
         at: usize,
         name: &str,
         readable: &dyn Fn(&str) -> bool,
+        progress: &dyn Fn(u64),
     ) -> io::Result<()> {
         let layer = &self.image.layers[at];
-        let stored = self.image.blobs.open(at)?;
+        let stored = Told { from: self.image.blobs.open(at)?, n: 0, progress };
         if !readable(&layer.media_type) {
             return spooled(tar, name, zstd::stream::read::Decoder::new(stored)?);
         }
@@ -100,6 +110,22 @@ impl Parcel<'_> {
             Some(size) => sized(tar, name, size, stored),
             None => spooled(tar, name, stored),
         }
+    }
+}
+
+/// Says how many bytes were read.
+struct Told<'a, R> {
+    from: R,
+    n: u64,
+    progress: &'a dyn Fn(u64),
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buf)?;
+        self.n += n as u64;
+        (self.progress)(self.n);
+        Ok(n)
     }
 }
 

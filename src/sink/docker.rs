@@ -20,7 +20,14 @@ pub(super) fn load(parcel: Parcel<'_>) -> Result<String, SinkError> {
         let line: Value = serde_json::from_str(line).ok()?;
         line["error"].as_str().map(str::to_owned)
     });
-    if let Some(why) = failure {
+    if let Some(mut why) = failure {
+        // layer_store.go: its drivers stack 125.
+        if why.contains("max depth") {
+            let layers = parcel.image.layers.len();
+            why = format!(
+                "{why}: it takes 125 layers, and the image has {layers}; Podman and containerd take more"
+            );
+        }
         return Err(SinkError::Engine { engine: ENGINE, why });
     }
     let image = parcel.image;

@@ -5,9 +5,10 @@
 //! points at an image that is not whole.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::model::{Digest, DigestError};
 use crate::oci::manifest::{Descriptor, Index, Manifest, is_index, is_manifest};
@@ -150,7 +151,9 @@ fn blobs(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Receipt, SinkError> {
     let total = parts.blobs.iter().map(|(_, size)| size).sum();
-    let done = AtomicU64::new(0);
+    let done = Arc::new(AtomicU64::new(0));
+    let (content, stop) = (image.content, repository.stop());
+    let content = Told { content, done: Arc::clone(&done), stop };
     let failed = AtomicBool::new(false);
     let queue = Mutex::new(parts.blobs.iter());
     let outcome = Mutex::new(Ok(Receipt::default()));
@@ -158,7 +161,7 @@ fn blobs(
         while !failed.load(Ordering::Relaxed) {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((digest, size)) = next else { return };
-            let pushed = repository.push_blob(digest, *size, image.content, from);
+            let pushed = repository.push_blob(digest, *size, &content, from);
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
             match (pushed, outcome.as_mut()) {
                 (Err(source), _) => {
@@ -174,18 +177,56 @@ fn blobs(
                             receipt.sent_bytes += size;
                         }
                     }
-                    progress(done.fetch_add(*size, Ordering::Relaxed) + size, total);
+                    if pushed != Pushed::Sent {
+                        done.fetch_add(*size, Ordering::Relaxed);
+                    }
                 }
                 (Ok(_), Err(_)) => {}
             }
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..STREAMS.min(parts.blobs.len()) {
-            scope.spawn(work);
+        let streams = 0..STREAMS.min(parts.blobs.len());
+        let streams: Vec<_> = streams.map(|_| scope.spawn(work)).collect();
+        while streams.iter().any(|stream| !stream.is_finished()) {
+            // What broke off is read again.
+            progress(done.load(Ordering::Relaxed).min(total), total);
+            std::thread::sleep(Duration::from_millis(10));
         }
     });
     outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Content that counts what is read of it, and ends when it is to.
+struct Told<'a> {
+    content: &'a dyn Content,
+    done: Arc<AtomicU64>,
+    stop: Option<fn() -> bool>,
+}
+
+impl Content for Told<'_> {
+    fn open(&self, digest: &Digest, at: u64) -> io::Result<Box<dyn Read + Send>> {
+        let from = self.content.open(digest, at)?;
+        Ok(Box::new(Counted { from, done: Arc::clone(&self.done), stop: self.stop }))
+    }
+}
+
+struct Counted {
+    from: Box<dyn Read + Send>,
+    done: Arc<AtomicU64>,
+    stop: Option<fn() -> bool>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        // A part takes minutes on a slow line: Ctrl-C is not to wait for its end.
+        if self.stop.is_some_and(|stop| stop()) {
+            return Err(io::Error::other("interrupted"));
+        }
+        let n = self.from.read(buf)?;
+        self.done.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
 }
 
 /// All that an image is made of.

@@ -60,6 +60,11 @@ pub(super) fn read_top(
             return Err(SourceError::MediaType { path, what, found });
         }
         let digest = container.digest(&what, layer)?;
+        let foreign = ["foreign", "nondistributable"].iter().any(|k| layer.media_type.contains(k));
+        if foreign && !container.has(&blob_name(&digest)) {
+            let path = container.path.clone();
+            return Err(SourceError::Foreign { path, layer: at, digest });
+        }
         container.size(&blob_name(&digest)).map_err(|source| SourceError::Read {
             path: container.path.clone(),
             what: format!("{what}, blob {digest}"),

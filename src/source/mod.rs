@@ -61,6 +61,11 @@ pub enum SourceError {
         path.display()
     )]
     NotAnImage { path: PathBuf, why: String },
+    #[error(
+        "layer {layer} of {} is not in it: it is a foreign layer, which its maker gives away, and slim fetches none of those; put the blob {digest} into the image",
+        path.display()
+    )]
+    Foreign { path: PathBuf, layer: usize, digest: Digest },
     #[error("cannot read {what} in {}: is the image complete? copy it again", path.display())]
     Read { path: PathBuf, what: String, source: std::io::Error },
     #[error("{what} in {} is no valid JSON of its kind: the image is damaged, copy it again", path.display())]

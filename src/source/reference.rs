@@ -66,11 +66,15 @@ pub(super) fn open(reference: &str, access: &Access) -> Result<Image, SourceErro
     if let Some((rest, read)) =
         PLACES.iter().find_map(|(begin, read)| Some((reference.strip_prefix(begin)?, read)))
     {
+        if rest.is_empty() {
+            let why = format!("what is it called? give {reference}NAME");
+            return Err(SourceError::Transport { reference: reference.to_owned(), why });
+        }
         return read(rest, access);
     }
     let (rest, pin) = split_pin(reference);
-    if rest == "-" {
-        return stdin::read(pin, access);
+    if let Some(tag) = rest.strip_prefix('-').filter(|tag| tag.is_empty() || tag.starts_with(':')) {
+        return stdin::read(tag.strip_prefix(':').filter(|tag| !tag.is_empty()), pin, access);
     }
     let (kind, path) = split_transport(rest)?;
     match split_tag(path) {

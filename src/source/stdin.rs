@@ -23,12 +23,16 @@ static CAME: Mutex<Option<File>> = Mutex::new(None);
 ///
 /// # Errors
 /// Nothing comes, or no image; there is no room for it.
-pub(super) fn read(pin: Option<Digest>, access: &Access) -> Result<Image, SourceError> {
+pub(super) fn read(
+    tag: Option<&str>,
+    pin: Option<Digest>,
+    access: &Access,
+) -> Result<Image, SourceError> {
     let container = Container::of_file(spooled()?, Path::new(SHOWN))?;
     let kind = by_content(&container, false);
     let transport = if kind == Kind::OciArchive { "oci-archive" } else { "docker-archive" };
     trust::admit(access, &Origin::Unnamed { transport, shown: SHOWN.to_owned() })?;
-    inside(container, kind, None, pin, access)
+    inside(container, kind, tag, pin, access)
 }
 
 fn spooled() -> Result<File, SourceError> {

@@ -121,6 +121,9 @@ impl Repository {
         let what = format!("the blob {}@{digest}", self.full_name());
         let (mut at, mut breaks) = (0, 0);
         while at < size {
+            if self.options.stopped() {
+                return Err(WireError::Stopped);
+            }
             let len = CHUNK.min(size - at);
             let open = || content.open(digest, at);
             let call = Call::new(Method::PATCH, session.clone())
@@ -133,6 +136,7 @@ impl Repository {
                     session = self.session(&response, &what)?;
                     (at, breaks) = (at + len, 0);
                 }
+                Err(_) if self.options.stopped() => return Err(WireError::Stopped),
                 // Out of step, or broken on the way: the registry says how far it got.
                 Ok(response) if !out_of_step(response.status()) => {
                     return Err(self.failure(response, &what));

@@ -87,6 +87,11 @@ impl Repository {
         Ok(Self { host, name, base, agent, credentials, options, tokens, asking })
     }
 
+    /// Says, where there is one, that the work is to end.
+    pub fn stop(&self) -> Option<fn() -> bool> {
+        self.options.stop
+    }
+
     /// `host/repository`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.host, self.name)

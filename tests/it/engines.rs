@@ -253,6 +253,29 @@ fn archives_come_on_standard_input() {
     let (code, said) = outcome(&inspect(folder, "-").output().unwrap());
     assert_eq!(code, 3, "{said}");
     assert!(said.contains("standard input is no image"), "{said}");
+    // Of several images one is named as in a file.
+    let other = folder.join("other");
+    std::fs::create_dir(&other).unwrap();
+    let small = ImageFixture::default().layer(LayerFixture::default().file("a", "a")).tag("two");
+    let other = format!("oci:{}:two", small.write(&other).display());
+    let several = folder.join("several");
+    let to = format!("oci:{}:", several.display());
+    for (source, name) in [(&from, "one"), (&other, "two")] {
+        sh("skopeo", &["copy", "--quiet", source, &format!("{to}{name}")]);
+    }
+    let archive = folder.join("several.tar");
+    sh("tar", &["-C", several.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
+    for (reference, code, says) in
+        [("-", 3, "several images"), ("-:two", 0, "files      1"), ("-:none", 3, "only one, two")]
+    {
+        let mut command = slim(folder);
+        command.args(["inspect", "--", reference]).stdin(std::fs::File::open(&archive).unwrap());
+        let (got, said) = outcome(&command.output().unwrap());
+        assert_eq!(got, code, "{reference}: {said}");
+        assert!(said.contains(says), "{reference}: {said}");
+    }
+    let (code, said) = outcome(&inspect(folder, "docker-daemon:").output().unwrap());
+    assert!(code == 2 && said.contains("docker-daemon:NAME"), "{code} {said}");
 }
 
 #[test]

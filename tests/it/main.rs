@@ -4,6 +4,7 @@ mod backends;
 mod bpf_stack;
 mod cli;
 mod container;
+mod deliver;
 mod doctor;
 mod drawn;
 mod engines;
