@@ -225,24 +225,18 @@ impl Pod {
         loop {
             // An end comes before a look, so that a last look sees what the container did before it.
             let ended = self.ended();
+            let looked = Instant::now();
             if self.is_ready(ready, watch.as_mut(), entry)? {
                 return Ok(Readiness::Ready);
             }
+            let look = looked.elapsed();
             if let Some(ended) = ended {
                 return Ok(Readiness::Ended(ended));
             }
             if Instant::now() >= deadline || interrupted() {
                 return Ok(Readiness::TimedOut);
             }
-            std::thread::sleep(self.pause(ready));
-        }
-    }
-
-    /// A command run over and over is itself recorded work; a look at a table is not.
-    fn pause(&self, ready: &Ready) -> Duration {
-        match ready {
-            Ready::Healthy | Ready::Exec(_) => Duration::from_millis(500),
-            _ => TICK,
+            std::thread::sleep(pause(ready, look));
         }
     }
 
@@ -572,5 +566,15 @@ impl PodInner {
 
     fn leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst)
+    }
+}
+
+/// How long to wait for the next look, given what one took. A command run over and over is itself
+/// recorded work; a look at a table is not. But the kernel walks all of its hash table of connections
+/// for one (milliseconds on a large machine), so that looking all the time would take a processor.
+fn pause(ready: &Ready, look: Duration) -> Duration {
+    match ready {
+        Ready::Healthy | Ready::Exec(_) => Duration::from_millis(500),
+        _ => TICK.max((look * 20).min(Duration::from_millis(200))),
     }
 }
