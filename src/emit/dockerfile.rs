@@ -24,12 +24,15 @@ use super::{EmitError, Order, plan};
 const COPIES: usize = 100;
 
 /// What a recipe came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
     /// Files that the builder copies out of the original.
     pub copied: usize,
     /// Paths in `skeleton.tar`.
     pub added: usize,
+    /// What a Dockerfile cannot say as the configuration does.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// Writes `Dockerfile`, `keep.list` and `skeleton.tar` into the folder `target`, which is there; what
@@ -52,7 +55,8 @@ pub fn write_recipe(order: &Order<'_>, target: &Path) -> Result<Recipe, EmitErro
     config = order.edits.config(&config);
     let text = dockerfile(order.image.name.as_deref(), &copied, &config.0["config"]);
     whole(target, "Dockerfile", text.as_bytes())?;
-    Ok(Recipe { copied: copied.len(), added: added.len() })
+    let warnings = warnings(&order.image.config.0["config"], &config.0["config"]);
+    Ok(Recipe { copied: copied.len(), added: added.len(), warnings })
 }
 
 /// True for what COPY carries over as it is. Names that a Dockerfile takes for patterns, variables or
@@ -189,6 +193,30 @@ fn settings(config: &Value) -> String {
     text
 }
 
+/// What comes out otherwise: of the original, which the builder begins with, and of the result.
+fn warnings(original: &Value, result: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    if original["OnBuild"].as_array().is_some_and(|steps| !steps.is_empty()) {
+        all.push(
+            "the original has ONBUILD steps: its builder runs them before it copies".to_owned(),
+        );
+    }
+    let broken = |text: &str| text.contains(['\n', '\r']);
+    for variable in result["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if broken(variable) {
+            let name = variable.split('=').next().unwrap_or_default();
+            all.push(format!("the variable {name} has line breaks; a Dockerfile has blanks there"));
+        }
+    }
+    for (name, value) in result["Labels"].as_object().into_iter().flatten() {
+        if broken(name) || value.as_str().is_some_and(broken) {
+            let name = crate::model::escape(name.as_bytes());
+            all.push(format!("the label {name} has line breaks; a Dockerfile has blanks there"));
+        }
+    }
+    all
+}
+
 /// Docker's image specification, "Healthcheck": durations are nanoseconds.
 fn health(check: &Value) -> Option<String> {
     let test: Vec<&str> = check["Test"].as_array()?.iter().filter_map(Value::as_str).collect();
@@ -218,4 +246,23 @@ fn quoted(text: &str) -> String {
 
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('$', "\\$").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_dockerfile_cannot_say_is_said() {
+        let config =
+            json!({ "OnBuild": ["RUN x"], "Env": ["A=b", "B=c\nd"], "Labels": { "l": "x\r" } });
+        let all = warnings(&config, &config).join("; ");
+        for part in ["ONBUILD", "variable B has", "label l has"] {
+            assert!(all.contains(part), "{part}: {all}");
+        }
+        assert!(!all.contains("variable A"), "{all}");
+        assert!(warnings(&json!({ "Env": ["A=b"] }), &Value::Null).is_empty());
+    }
 }

@@ -127,6 +127,7 @@ impl Wanted {
         let recipe = emit::write_recipe(&order, folder)?;
         let mut summary = Summary::of(image, tree, profile, &self.policy);
         summary.decided(tree, &keep, &allowlist);
+        summary.warnings.extend(recipe.warnings.iter().cloned());
         summary.recipe = Some(recipe);
         Ok((summary, allowlist))
     }
