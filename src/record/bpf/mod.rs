@@ -32,7 +32,7 @@ pub(super) fn start(start: &Start<'_>, ring: u32, tasks: u32) -> Result<Ends, Re
         cgroup: start.cgroup()?.metadata().map_err(no_cgroup)?.ino(),
         phase: phase_number(Phase::Start).into(),
         pid_ns: pid_namespace()?,
-        pad: 0,
+        both: bpf.sees_both().into(),
         wake: ring / 8,
     };
     bpf.set_config(config)?;
@@ -84,6 +84,7 @@ struct Steer {
 
 impl Control for Steer {
     fn set_phase(&mut self, phase: Phase) -> Result<(), RecordError> {
+        self.bpf.look_inside()?;
         self.config.phase = phase_number(phase).into();
         Ok(self.bpf.set_config(self.config)?)
     }
@@ -99,13 +100,23 @@ impl Control for Steer {
         Ok(self.bpf.set_overlay(device)?)
     }
 
+    fn stop(&mut self) {
+        if let Err(error) = self.bpf.look_inside() {
+            tracing::warn!(%error, "calls that wait to the end are not known");
+        }
+    }
+
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
         let [ring_full, map_full, string_fault, string_cut, left, mounts] = self.bpf.losses()?;
         let missed = self.bpf.missed()?;
         Ok(vec![
             (LossKind::RingFull, ring_full, "events found the ring full"),
             (LossKind::MapFull, map_full, "tasks found the table of tasks full"),
-            (LossKind::StringFault, string_fault, "a call's path could not be read"),
+            (
+                LossKind::StringFault,
+                string_fault,
+                "a call's path, or the filter it met, could not be read",
+            ),
             (LossKind::StringCut, string_cut, "a path was too deep to be read whole"),
             (LossKind::LeftCgroup, left, "a process left the recorded cgroup"),
             (LossKind::MountsUnknown, mounts, "a mount namespace has too many mounts to be told"),
