@@ -69,7 +69,7 @@ pub struct Config {
     pub phase: u32,
     /// Inode number of the reader's pid namespace.
     pub pid_ns: u32,
-    /// 1 where calls are seen when they begin, too: [`Bpf::sees_both`].
+    /// 1 where calls are seen when they begin, too: [`Bpf::load`].
     pub both: u32,
     /// Bytes of events after which the reader is woken, a power of two.
     pub wake: u32,
@@ -108,21 +108,17 @@ pub struct Bpf {
     ebpf: Ebpf,
     /// Parts that this kernel takes.
     parts: Vec<&'static Part>,
-    both: bool,
     ring_bytes: u32,
 }
 
 impl Bpf {
     /// Loads the object with `ring_bytes` (a power of two) for events and room for `tasks` tasks.
     ///
+    /// With `both`, calls are seen when they begin, too. That tells the refused ones where the kernel
+    /// keeps no filter's program, and costs every call of the machine more.
+    ///
     /// Needs `CAP_BPF` and `CAP_PERFMON` (Linux 5.8), or `CAP_SYS_ADMIN`, and BTF.
-    pub fn load(ring_bytes: u32, tasks: u32) -> Result<Self, BpfError> {
-        Self::load_for(ring_bytes, tasks, !super::probe::filters_kept())
-    }
-
-    /// The same, with calls seen when they begin, too (`both`), which tells the refused ones wherever a
-    /// kernel keeps no filter's program, and costs more.
-    pub fn load_for(ring_bytes: u32, tasks: u32, both: bool) -> Result<Self, BpfError> {
+    pub fn load(ring_bytes: u32, tasks: u32, both: bool) -> Result<Self, BpfError> {
         // the object reads arguments from x86's registers
         if !cfg!(target_arch = "x86_64") {
             return Err(BpfError::Architecture);
@@ -132,7 +128,7 @@ impl Bpf {
         loader.map_max_entries("ring", ring_bytes).map_max_entries("tasks", process_ids());
         loader.map_max_entries("threads", tasks).map_max_entries("unused", tasks);
         let ebpf = loader.btf(Some(&btf)).load(OBJECT)?;
-        let mut bpf = Self { ebpf, parts: Vec::new(), both, ring_bytes };
+        let mut bpf = Self { ebpf, parts: Vec::new(), ring_bytes };
         bpf.set_array("state", 0, State { size: tasks, ..State::default() })?;
         for part in &PARTS {
             if let Need::Instead(of) = part.need
@@ -167,11 +163,6 @@ impl Bpf {
             }
         }
         Ok(())
-    }
-
-    /// Whether calls are seen when they begin, too.
-    pub fn sees_both(&self) -> bool {
-        self.both
     }
 
     /// Reports the calls in which tasks wait, which are seen only when they end otherwise.
@@ -396,7 +387,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return; // the kernel would not look at the programs
         }
-        let bpf = Bpf::load_for(1 << 20, 1024, true).unwrap();
+        let bpf = Bpf::load(1 << 20, 1024, true).unwrap();
         for part in &bpf.parts {
             let program: &BtfTracePoint = bpf.ebpf.program(part.name).unwrap().try_into().unwrap();
             let count = program.info().unwrap().verified_instruction_count();

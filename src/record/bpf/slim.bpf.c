@@ -183,7 +183,7 @@ struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2 * CLASSES * CAL
 // Process id of the machine → 1 + index in `threads`. As many as the machine's pid_max.
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 32768); __type(key, u32); __type(value, u32); } tasks SEC(".maps");
 
-#define ELSEWHERE 0xffffffff // the call began before the thread was recorded
+#define ELSEWHERE 0xffffffff // the call began before the thread was recorded: unlike a refused one
 // A cache line each, so that two of them never share one.
 struct thread {
 	u32 tgid;        // in the reader's namespace
@@ -1397,13 +1397,16 @@ static __always_inline int always_allowed(u64 filter, u32 arch, u32 nr)
 }
 
 // What the current task's filters say to a call: SECCOMP_RET_*.
-__noinline u32 verdict(struct slot *s, u64 filter, u32 call)
+__noinline u32 verdict(struct slot *s, u32 call)
 {
 	struct judge *j = ONLY(judges);
 	struct state *st = ONLY(state);
-	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)self());
+	struct task_struct *task = self();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)task);
+	u64 filter = 0;
 	u32 arch = call >> 31, nr = call & 0x7fffffff;
 	if (!s || !regs || !j || !st) return RET_ALLOW;
+	bpf_probe_read_kernel(&filter, sizeof(filter), &task->seccomp.filter);
 	if (s->filter == filter && s->filters == st->filters && s->verdict) return s->verdict;
 	__builtin_memset(j, 0, sizeof(*j));
 	j->action = RET_ALLOW;
@@ -1428,26 +1431,20 @@ __noinline u32 verdict(struct slot *s, u64 filter, u32 call)
 	return j->action;
 }
 
-static __always_inline u64 filter_of(struct task_struct *task)
-{
-	u64 filter = 0;
-	if (bpf_core_field_exists(task->seccomp.filter))
-		bpf_probe_read_kernel(&filter, sizeof(filter), &task->seccomp.filter);
-	return filter;
-}
-
 // Whether a call that ended so never reached the kernel. What a filter hands to a tracer or to a listener
 // counts as having reached it: a filter that is stricter than that would win.
 static __always_inline int refused(struct task_struct *task, struct slot *s, u32 call, s64 ret)
 {
 	u32 action, number;
 	struct config *c = ONLY(config);
-	u64 filter;
+	struct state *st = ONLY(state);
 	if (c && c->both) return 1;
+	if (!st || !bpf_core_field_exists(task->seccomp.filter)) return 0;
 	if (ret > 0 && ret != (s64)(call & 0x7fffffff)) return 0;
-	filter = filter_of(task);
-	if (!filter) return 0;
-	action = verdict(s, filter, call);
+	if (!task->seccomp.filter) return 0;
+	// what is so of nearly all calls of nearly all programs
+	if (s->verdict == RET_ALLOW && s->filters == st->filters && s->filter == (u64)task->seccomp.filter) return 0;
+	action = verdict(s, call);
 	number = action & 0xffff;
 	switch (action & 0xffff0000) {
 	case RET_ERRNO: return ret == -(s64)(number > 4095 ? 4095 : number);
@@ -1537,9 +1534,9 @@ int slim_exit(u64 *ctx)
 	begun = call = t->call;
 	if (begun) {
 		t->call = 0;
-		if (begun == ELSEWHERE) return 0;
 		call -= 1;
-	} else {
+	}
+	if (!begun || begun == ELSEWHERE) {
 		s64 nr = regs->orig_ax;
 		if ((s32)nr < 0) return (s32)nr == -1 ? returned(t, task, ret) : 0;
 		call = arch_of(task) << 31 | (u32)nr;
@@ -1553,8 +1550,8 @@ int slim_exit(u64 *ctx)
 	if (c->traits & ~KEEPS) unusual(t, c, regs, u.arch, ret);
 	if (t->role == UNRECORDED) return 0;
 	if (s->called && ret >= 0 && !c->path[0] && !c->what && !c->args) return 0;
-	if (!begun) {
-		if (refused(task, s, call, ret)) {
+	if (!begun || begun == ELSEWHERE) {
+		if (!begun && refused(task, s, call, ret)) {
 			note_error(t, s, REFUSED, call, ret < 0 ? (s32)ret : 0);
 			return 0;
 		}
@@ -1749,7 +1746,7 @@ int slim_fork(u64 *ctx)
 		if (!t || fs != fs_of(parent)) stand(fs);
 		if (!t) filtering();
 		// the child ends the same call, maybe first
-		else if (t->call != ELSEWHERE) calling(t);
+		else calling(t);
 		// forked here, or cloned into the cgroup from outside (CLONE_INTO_CGROUP)
 		if (t) copy = *t;
 		else copy.role = role;
@@ -1932,7 +1929,7 @@ int slim_gone(u64 *ctx)
 	if (t) {
 		regs = (void *)bpf_task_pt_regs((void *)self());
 		nr = regs ? (s64)regs->orig_ax : -1;
-		s = nr >= 0 && t->call != ELSEWHERE ? slot_of(arch_of(task), class_of(t), nr) : 0;
+		s = (s32)nr >= 0 ? slot_of(arch_of(task), class_of(t), nr) : 0;
 		// not a thread that another one's end takes along just when its own call was refused
 		if (s && (s->call.traits & ENDS) && (!t->back || !(task->exit_code & 0x7f)))
 			calling(t);
