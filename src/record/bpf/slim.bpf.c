@@ -7,8 +7,9 @@
 //
 // Who is recorded is learnt when it changes (a fork, a task moved between cgroups), not at each
 // call: `tasks` holds a number for each process id of the machine, and a bystander leaves after one
-// helper and one array lookup. A recorded task's steady state is two more array lookups at either
-// side of a call, without atomics and without writing anything that another processor reads.
+// helper and one array lookup. A recorded task's steady state is two more array lookups at the end of
+// a call, without atomics and without writing anything that another processor reads. The begin of a call
+// is not looked at, see slim_exit.
 //
 // Kernel types are cut down to the fields in use; CO-RE finds their offsets when the object is
 // loaded. Needs Linux 5.17 (bpf_loop, bpf_find_vma) with BTF, neither BPF LSM nor trampolines.
