@@ -259,6 +259,18 @@ impl PathCall {
 const KEEPS: u8 = 1;
 const RENAMES: u8 = 2;
 
+/// Further ones, by name: it moves its task or gives it another place to stand in; it does not return;
+/// it may load a seccomp filter; it executes a program.
+fn fate(name: &str) -> u8 {
+    match name {
+        "chdir" | "fchdir" | "chroot" | "pivot_root" | "unshare" | "setns" => 4,
+        "exit" | "exit_group" | "reboot" => 8,
+        "seccomp" | "prctl" => 16,
+        "execve" | "execveat" => 32,
+        _ => 0,
+    }
+}
+
 /// Calls that have no path and keep descriptors, too: what a program does between looks at a folder's
 /// files.
 const KEEPING: [&str; 5] = ["fstat", "fstat64", "getdents", "getdents64", "read"];
@@ -314,7 +326,7 @@ pub fn descriptors() -> Vec<(u32, [u8; 8])> {
                 descriptor[5] = index + 1;
             }
             descriptor[6] = what(name);
-            descriptor[7] = path_call(name).map_or(0, PathCall::traits);
+            descriptor[7] = path_call(name).map_or(0, PathCall::traits) | fate(name);
             if KEEPING.contains(&name) {
                 descriptor[7] = KEEPS;
             }

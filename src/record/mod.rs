@@ -33,7 +33,7 @@ use crate::model::{Loss, LossKind, Phase, Profile, RunRecord, Tree};
 use crate::seccomp::Watch;
 use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
-use bpf::{RING_BYTES, TASKS};
+use bpf::Size;
 use gather::{
     AddressUse, By, CallUse, FANOTIFY, FileUse, Gathered, How, MAIN, PathUse, UNRECORDED, now,
     phase_number,
@@ -172,7 +172,7 @@ impl Recorder {
     /// them.
     pub fn start(spec: RecorderSpec) -> Result<Self, RecordError> {
         let group = spec.fanotify.then(Group::new).transpose().map_err(fanotify_error)?;
-        Self::start_with(spec, group, (RING_BYTES, TASKS))
+        Self::start_with(spec, group, Size::default())
     }
 
     /// As [`Self::start`], with the best backend that works here, whatever `spec` names; which, and why
@@ -190,20 +190,27 @@ impl Recorder {
     #[doc(hidden)]
     pub fn start_bounded(spec: RecorderSpec) -> Result<Self, RecordError> {
         let group = Group::new_bounded().map_err(fanotify_error)?;
-        Self::start_with(spec, Some(group), (RING_BYTES, TASKS))
+        Self::start_with(spec, Some(group), Size::default())
     }
 
     /// As [`Self::start`], with a small ring and room for few tasks: for tests of what is lost then.
     #[doc(hidden)]
     pub fn start_small(spec: RecorderSpec, ring: u32, tasks: u32) -> Result<Self, RecordError> {
         let group = Group::new().map_err(fanotify_error)?;
-        Self::start_with(spec, Some(group), (ring, tasks))
+        Self::start_with(spec, Some(group), Size { ring, tasks, ..Size::default() })
+    }
+
+    /// The same as [`Self::start`], with calls seen when they begin, too, or not: for tests of both.
+    #[doc(hidden)]
+    pub fn start_seeing(spec: RecorderSpec, both: bool) -> Result<Self, RecordError> {
+        let group = Group::new().map_err(fanotify_error)?;
+        Self::start_with(spec, Some(group), Size { both, ..Size::default() })
     }
 
     fn start_with(
         spec: RecorderSpec,
         group: Option<Group>,
-        (ring, tasks): (u32, u32),
+        size: Size,
     ) -> Result<Self, RecordError> {
         let family = family(std::process::id());
         let path = spec.cgroup.clone().unwrap_or_default();
@@ -211,7 +218,7 @@ impl Recorder {
         let (cgroup, filter) = (opened.as_ref(), spec.filter.as_ref());
         let start = Start { cgroup, path: &path, family: &family, filter };
         let Ends { source, control } = match spec.backend {
-            Backend::Bpf => bpf::start(&start, ring, tasks)?,
+            Backend::Bpf => bpf::start(&start, size)?,
             Backend::Perf => perf::start(&start)?,
             Backend::Notify => notify::start(&start)?,
         };

@@ -1,10 +1,11 @@
 //! The BPF recorder's object: loading, attaching, its maps. The kernel side is
 //! `src/record/bpf/slim.bpf.c`; `scripts/build-bpf` compiles it.
 
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::maps::{Array, HashMap, Map, MapError};
-use aya::programs::{BtfTracePoint, ProgramError};
+use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 
 use super::ring::BpfRing;
@@ -25,20 +26,33 @@ enum Need {
     Optional,
     /// Wanted only where this other one was refused.
     Instead(&'static str),
+    /// Wanted only where the kernel keeps no filter's program.
+    Unkept,
 }
+
+impl Need {
+    fn is_firm(self) -> bool {
+        matches!(self, Self::Always | Self::Unkept)
+    }
+}
+
+/// The program that looks at each task in turn (`bpf_iter__task`, Linux 5.8).
+const INSIDE: &str = "slim_inside";
 
 const fn part(name: &'static str, tracepoint: &'static str, need: Need) -> Part {
     Part { name, tracepoint, need }
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 12] = [
     // who comes and goes first: once calls are seen, no task may be missed
     part("slim_gone", "sched_process_exit", Need::Always),
     part("slim_attach", "cgroup_attach_task", Need::Always),
     part("slim_fork", "sched_process_fork", Need::Always),
     part("slim_exec", "sched_process_exec", Need::Always),
+    part("slim_rename", "task_rename", Need::Always),
+    part("slim_signal", "signal_deliver", Need::Always),
     part("slim_exit", "sys_exit", Need::Always),
-    part("slim_enter", "sys_enter", Need::Always),
+    part("slim_enter", "sys_enter", Need::Unkept),
     part("slim_capable", "cap_capable", Need::Optional), // Linux 6.14
     part("slim_uring", "io_uring_submit_req", Need::Optional), // Linux 6.1
     part("slim_uring_sqe", "io_uring_submit_sqe", Need::Instead("slim_uring")),
@@ -55,7 +69,8 @@ pub struct Config {
     pub phase: u32,
     /// Inode number of the reader's pid namespace.
     pub pid_ns: u32,
-    pub pad: u32,
+    /// 1 where calls are seen when they begin, too: [`Bpf::load`].
+    pub both: u32,
     /// Bytes of events after which the reader is woken, a power of two.
     pub wake: u32,
 }
@@ -78,6 +93,8 @@ pub enum BpfError {
     Architecture,
     #[error("the counts of BPF program {name} cannot be read")]
     Counts { name: &'static str, source: std::io::Error },
+    #[error("the calls that tasks wait in cannot be looked at")]
+    Inside(#[source] std::io::Error),
     #[error("BPF map {name}")]
     Map { name: &'static str, source: MapError },
     #[error("the BPF object has no {0}")]
@@ -97,8 +114,11 @@ pub struct Bpf {
 impl Bpf {
     /// Loads the object with `ring_bytes` (a power of two) for events and room for `tasks` tasks.
     ///
+    /// With `both`, calls are seen when they begin, too. That tells the refused ones where the kernel
+    /// keeps no filter's program, and costs every call of the machine more.
+    ///
     /// Needs `CAP_BPF` and `CAP_PERFMON` (Linux 5.8), or `CAP_SYS_ADMIN`, and BTF.
-    pub fn load(ring_bytes: u32, tasks: u32) -> Result<Self, BpfError> {
+    pub fn load(ring_bytes: u32, tasks: u32, both: bool) -> Result<Self, BpfError> {
         // the object reads arguments from x86's registers
         if !cfg!(target_arch = "x86_64") {
             return Err(BpfError::Architecture);
@@ -116,13 +136,17 @@ impl Bpf {
             {
                 continue;
             }
+            if part.need == Need::Unkept && !both {
+                continue;
+            }
             let name = part.name;
             match bpf.program(name)?.load(part.tracepoint, &btf) {
                 Ok(()) => bpf.parts.push(part),
-                Err(error) if part.need == Need::Always => return Err(refused(name, error)),
+                Err(error) if part.need.is_firm() => return Err(refused(name, error)),
                 Err(error) => tracing::debug!(%error, name, "not loaded"),
             }
         }
+        bpf.inside()?.load("task", &btf).map_err(|error| refused(INSIDE, error))?;
         Ok(bpf)
     }
 
@@ -132,13 +156,29 @@ impl Bpf {
             let name = part.name;
             match self.program(name)?.attach() {
                 Ok(_) => self.parts.push(part),
-                Err(source) if part.need == Need::Always => {
+                Err(source) if part.need.is_firm() => {
                     return Err(BpfError::Program { name, source });
                 }
                 Err(error) => tracing::debug!(%error, name, "not attached"),
             }
         }
         Ok(())
+    }
+
+    /// Reports the calls in which tasks wait, which are seen only when they end otherwise.
+    pub fn look_inside(&mut self) -> Result<(), BpfError> {
+        let program = self.inside()?;
+        let link = program.attach().and_then(|id| program.take_link(id));
+        let link = link.map_err(|source| BpfError::Program { name: INSIDE, source })?;
+        let file = link.into_file().map_err(std::io::Error::other);
+        // the program writes nothing there: the kernel goes on to the last task at once
+        let read = file.and_then(|mut file| file.read_to_end(&mut Vec::new()));
+        read.map(drop).map_err(BpfError::Inside)
+    }
+
+    fn inside(&mut self) -> Result<&mut Iter, BpfError> {
+        let program = self.ebpf.program_mut(INSIDE).ok_or(BpfError::Absent(INSIDE))?;
+        program.try_into().map_err(|source| BpfError::Program { name: INSIDE, source })
     }
 
     fn program(&mut self, name: &'static str) -> Result<&mut BtfTracePoint, BpfError> {
@@ -174,7 +214,7 @@ impl Bpf {
     /// What the programs are to know about a call, see `struct call` in the C source; before they are
     /// attached. The index counts compat calls after native ones.
     pub fn set_call(&mut self, index: u32, call: [u8; 8]) -> Result<(), BpfError> {
-        let mut slot = [0u8; 64];
+        let mut slot = [0u8; 128];
         slot[8..16].copy_from_slice(&call);
         for class in 0..CLASSES {
             let at = (index / CALLS * CLASSES + class) * CALLS + index % CALLS;
@@ -251,7 +291,7 @@ struct State {
     size: u32,
     capable: [u64; 4],
     renames: u32,
-    pad: u32,
+    filters: u32,
 }
 
 // SAFETY: a plain C struct of integers whose fields leave no gap.
@@ -347,7 +387,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return; // the kernel would not look at the programs
         }
-        let bpf = Bpf::load(1 << 20, 1024).unwrap();
+        let bpf = Bpf::load(1 << 20, 1024, true).unwrap();
         for part in &bpf.parts {
             let program: &BtfTracePoint = bpf.ebpf.program(part.name).unwrap().try_into().unwrap();
             let count = program.info().unwrap().verified_instruction_count();

@@ -59,6 +59,16 @@ pub fn cgroup(parent: &Path) -> io::Result<()> {
     std::fs::remove_dir(&dir)
 }
 
+/// True if the kernel keeps the programs of seccomp filters as they were loaded: both that and the
+/// length of what is asked for here are there for checkpoints only (`CONFIG_CHECKPOINT_RESTORE`).
+pub fn filters_kept() -> bool {
+    let mut length = 0u32;
+    let (what, at) = (libc::PR_SET_MM_MAP_SIZE as libc::c_ulong, std::ptr::from_mut(&mut length));
+    // SAFETY: PR_SET_MM_MAP_SIZE writes four bytes to `length`, which outlives the call, and does no more.
+    let rc = unsafe { libc::prctl(libc::PR_SET_MM, what, at, 0, 0) };
+    rc == 0 && length > 0
+}
+
 /// True if tracing programs may call `bpf_loop` (Linux 5.17): a program that does is loaded.
 pub fn bpf_loop() -> Result<bool, ProgramError> {
     aya::sys::is_helper_supported(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_loop)

@@ -392,6 +392,70 @@ fn refused_unknown_and_32_bit_calls_are_told_apart() {
 }
 
 #[test]
+fn a_programs_own_filters_are_known_by_their_answers() {
+    for both in [false, true] {
+        let Some(scene) = Scene::with("judged", |spec| Recorder::start_seeing(spec, both)) else {
+            return;
+        };
+        scene.run("main", "", "judge");
+        let seen = scene.finish();
+        seen.lost_nothing();
+        let calls = |name| seen.call("x86_64", name);
+        assert_eq!(calls("getpriority"), ["call", "error:EINVAL", "refused:EINVAL"], "{both}");
+        // what loads a filter that refuses it was not refused itself
+        assert_eq!(calls("prctl"), ["call", "refused:EPERM"], "{both}");
+        assert_eq!(calls("sched_yield"), ["call"], "{both}");
+        assert_eq!(calls("rt_sigreturn"), ["call"], "{both}");
+        assert_eq!(calls("exit_group"), ["call"], "{both}");
+        for name in ["sysinfo", "getsid", "getpgid"] {
+            let [refused] = &calls(name)[..] else { panic!("{name} {both}: {:?}", calls(name)) };
+            assert!(refused.starts_with("refused:"), "{name} {both}: {refused}");
+        }
+    }
+}
+
+#[test]
+fn calls_that_change_or_end_their_caller_are_known_by_their_numbers() {
+    let Some(scene) = Scene::new("numbers") else { return };
+    scene.run("main", "", "child 2 exec32 /bin/tool child 1 exit32 execat /bin/tool");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    assert_eq!(seen.call("x86", "execve"), ["call"]);
+    assert_eq!(seen.call("x86", "exit_group"), ["call"]);
+    assert_eq!(seen.call("x86_64", "execveat"), ["call"]);
+    assert_eq!(seen.call("x86_64", "exit_group"), ["call"]);
+    seen.has("/bin/tool", "exec/start");
+}
+
+#[test]
+fn a_relative_chdir_starts_from_where_its_task_stood() {
+    let Some(scene) = Scene::new("standing") else { return };
+    let moved = "child 4 cd usr cd lib child 9 cd /jail rename /jail /kept cd etc stat in";
+    scene.run("main", "", &format!("cd / {moved}"));
+    let seen = scene.finish();
+    seen.lost_nothing();
+    for path in ["/usr", "/usr/lib", "/jail", "/jail/etc", "/jail/etc/in"] {
+        seen.has(path, "stat/start");
+    }
+    assert_eq!(seen.uses("/lib"), [""; 0]);
+    assert_eq!(seen.uses("/etc/etc"), [""; 0]);
+}
+
+#[test]
+fn a_call_belongs_to_the_phase_in_which_it_began() {
+    let Some(scene) = Scene::new("waiting") else { return };
+    let mut main = scene.start("main", "pivot", "", "wait 900");
+    assert!(scene.recorder().wait_entry(Duration::from_secs(5)));
+    std::thread::sleep(Duration::from_millis(300));
+    scene.recorder().set_phase(Phase::Coverage);
+    assert!(main.wait().unwrap().success());
+    let seen = scene.finish();
+    seen.lost_nothing();
+    let uses = seen.profile.syscalls["x86_64"]["ppoll"][""]["call"].values();
+    assert_eq!(uses.map(|by| by.phase().to_string()).collect::<Vec<_>>(), ["start"]);
+}
+
+#[test]
 fn phases_follow_each_other() {
     let Some(scene) = Scene::new("phases") else { return };
     let mut main = scene.start("main", "pivot", "", "open /usr/lib/a sleep 500 open /usr/lib/b");

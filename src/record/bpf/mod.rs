@@ -16,24 +16,41 @@ use super::gather::phase_number;
 use super::source::{Control, Ends, Lost, Source, Start};
 use crate::model::{LossKind, Phase};
 use crate::sys::bpf::{Bpf, BpfError, Config};
+use crate::sys::probe::filters_kept;
 use crate::sys::ring::BpfRing;
 
 /// Bytes of the ring between kernel and reader. What finds it full is counted (`ring_full`).
-pub(super) const RING_BYTES: u32 = 16 << 20;
+const RING_BYTES: u32 = 16 << 20;
 /// Tasks (threads) below the cgroup that can be told apart at a time, twice the default `pid_max`. A
 /// further one is not recorded, and counted (`map_full`).
-pub(super) const TASKS: u32 = 65_536;
+const TASKS: u32 = 65_536;
 
-/// Loads, configures and attaches the programs, with a ring of `ring` bytes and room for `tasks`.
-pub(super) fn start(start: &Start<'_>, ring: u32, tasks: u32) -> Result<Ends, RecordError> {
-    let mut bpf = Bpf::load(ring, tasks).map_err(host_error)?;
+/// How much there is room for, and what is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// Bytes.
+    pub ring: u32,
+    pub tasks: u32,
+    /// Whether calls are seen when they begin, too.
+    pub both: bool,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { ring: RING_BYTES, tasks: TASKS, both: !filters_kept() }
+    }
+}
+
+/// Loads, configures and attaches the programs.
+pub(super) fn start(start: &Start<'_>, size: Size) -> Result<Ends, RecordError> {
+    let mut bpf = Bpf::load(size.ring, size.tasks, size.both).map_err(host_error)?;
     let no_cgroup = |e| RecordError::NoCgroup { path: start.path.to_owned(), source: Some(e) };
     let config = Config {
         cgroup: start.cgroup()?.metadata().map_err(no_cgroup)?.ino(),
         phase: phase_number(Phase::Start).into(),
         pid_ns: pid_namespace()?,
-        pad: 0,
-        wake: ring / 8,
+        both: size.both.into(),
+        wake: size.ring / 8,
     };
     bpf.set_config(config)?;
     for (index, call) in calls::descriptors() {
@@ -53,7 +70,8 @@ pub(super) fn start(start: &Start<'_>, ring: u32, tasks: u32) -> Result<Ends, Re
 /// # Errors
 /// Why not, with the way out.
 pub(super) fn probe() -> Result<(), RecordError> {
-    Bpf::load(RING_BYTES, TASKS).and_then(|mut bpf| bpf.attach()).map_err(host_error)
+    let Size { ring, tasks, both } = Size::default();
+    Bpf::load(ring, tasks, both).and_then(|mut bpf| bpf.attach()).map_err(host_error)
 }
 
 struct Events {
@@ -82,8 +100,18 @@ struct Steer {
     config: Config,
 }
 
+impl Steer {
+    /// A call that waits is seen when it ends: in another phase, or never.
+    fn look_inside(&mut self) {
+        if let Err(error) = self.bpf.look_inside() {
+            tracing::warn!(%error, "calls that wait are known by their end only");
+        }
+    }
+}
+
 impl Control for Steer {
     fn set_phase(&mut self, phase: Phase) -> Result<(), RecordError> {
+        self.look_inside();
         self.config.phase = phase_number(phase).into();
         Ok(self.bpf.set_config(self.config)?)
     }
@@ -99,13 +127,21 @@ impl Control for Steer {
         Ok(self.bpf.set_overlay(device)?)
     }
 
+    fn stop(&mut self) {
+        self.look_inside();
+    }
+
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
         let [ring_full, map_full, string_fault, string_cut, left, mounts] = self.bpf.losses()?;
         let missed = self.bpf.missed()?;
         Ok(vec![
             (LossKind::RingFull, ring_full, "events found the ring full"),
             (LossKind::MapFull, map_full, "tasks found the table of tasks full"),
-            (LossKind::StringFault, string_fault, "a call's path could not be read"),
+            (
+                LossKind::StringFault,
+                string_fault,
+                "a call's path, or the filter it met, could not be read",
+            ),
             (LossKind::StringCut, string_cut, "a path was too deep to be read whole"),
             (LossKind::LeftCgroup, left, "a process left the recorded cgroup"),
             (LossKind::MountsUnknown, mounts, "a mount namespace has too many mounts to be told"),

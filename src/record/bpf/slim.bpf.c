@@ -7,8 +7,9 @@
 //
 // Who is recorded is learnt when it changes (a fork, a task moved between cgroups), not at each
 // call: `tasks` holds a number for each process id of the machine, and a bystander leaves after one
-// helper and one array lookup. A recorded task's steady state is two more array lookups at either
-// side of a call, without atomics and without writing anything that another processor reads.
+// helper and one array lookup. A recorded task's steady state is two more array lookups at the end of
+// a call, without atomics and without writing anything that another processor reads. The begin of a call
+// is not looked at, see slim_exit.
 //
 // Kernel types are cut down to the fields in use; CO-RE finds their offsets when the object is
 // loaded. Needs Linux 5.17 (bpf_loop, bpf_find_vma) with BTF, neither BPF LSM nor trampolines.
@@ -64,7 +65,14 @@ struct mnt_namespace___tree { struct rb_root mounts; } CORE; // Linux 6.8; a cou
 struct nsproxy { struct mnt_namespace *mnt_ns; } CORE;
 struct signal_struct { struct { int counter; } live; struct list_head thread_head; } CORE;
 struct thread_info { u32 status; } CORE;
-struct cred { int dummy; } CORE;
+struct cred { struct { u32 val; } uid; } CORE;
+struct sigaction { void *sa_handler; unsigned long sa_flags; } CORE;
+struct k_sigaction { struct sigaction sa; } CORE;
+struct sock_fprog_kern { u16 len; void *filter; } CORE;
+struct bpf_prog { struct sock_fprog_kern *orig_prog; } CORE;
+struct action_cache { unsigned long allow_native[1], allow_compat[1]; } CORE;
+struct seccomp_filter { struct action_cache cache; struct seccomp_filter *prev; struct bpf_prog *prog; } CORE;
+struct seccomp { struct seccomp_filter *filter; } CORE;
 struct kernfs_node { u64 id; } CORE;
 struct cgroup;
 struct cgroup_subsys_state { struct cgroup *cgroup; struct cgroup_subsys_state *parent; } CORE;
@@ -83,7 +91,11 @@ struct task_struct {
 	struct list_head thread_node;
 	struct css_set *cgroups;
 	const struct cred *real_cred;
+	struct seccomp seccomp;
+	unsigned int __state, ptrace;
+	int exit_code;
 } CORE;
+struct bpf_iter__task { void *meta; struct task_struct *task; } CORE;
 struct linux_binprm { const char *filename; const char *interp; } CORE;
 struct pt_regs { unsigned long bx, bp, r10, r9, r8, cx, dx, si, di, orig_ax, ip; } CORE;
 struct io_cqe { int fd; } CORE;
@@ -123,7 +135,7 @@ struct config {
 	u64 cgroup;      // id of the recorded cgroup
 	u32 phase;       // of the main container
 	u32 pid_ns;      // inode number of the reader's pid namespace
-	u32 pad;
+	u32 both;        // calls are seen when they begin, too: that tells the refused ones
 	u32 wake;        // bytes of events after which the reader is woken, a power of two
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct config); } config SEC(".maps");
@@ -141,11 +153,15 @@ struct call {
 	u8 flags;        // 1 + index of the argument that tells what the call does with the path
 	u8 args;         // arguments worth recording with the call: enum args
 	u8 what;         // more to do when it ends: enum what
-	u8 traits;       // KEEPS, RENAMES
+	u8 traits;
 };
 #define BY_POINTER 0x80  // in `flags`: the argument points to them
 #define KEEPS 1          // leaves every descriptor and every folder's name as it is
 #define RENAMES 2        // gives folders other names
+#define STANDS 4         // moves the task, or gives it another place to stand in
+#define ENDS 8           // does not return
+#define FILTERS 16       // may load a seccomp filter
+#define EXECUTES 32
 // up to 6: 1 + index of the one argument
 enum args { SOCKET = 7, SOCKOPT, EXECUTABLE };
 enum what { ADDR_1 = 1, ADDR_4, MESSAGE, MESSAGES, LISTEN, SOCKETCALL, MAPPING, CLONE3, MOUNTS, MOVES, PIVOT };
@@ -155,6 +171,11 @@ struct slot {
 	u32 called, values;
 	struct call call;
 	u64 refused[3], failed[3]; // by errno
+	// What a task's filters say to the call by its number alone
+	u64 filter;      // the task's latest filter
+	u32 filters;     // `filters` of the state, then
+	u32 verdict;     // SECCOMP_RET_*; 0 not known
+	u64 pad[6];
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2 * CLASSES * CALLS); __type(key, u32); __type(value, struct slot); } slots SEC(".maps");
 
@@ -163,20 +184,21 @@ struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2 * CLASSES * CAL
 // Process id of the machine → 1 + index in `threads`. As many as the machine's pid_max.
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 32768); __type(key, u32); __type(value, u32); } tasks SEC(".maps");
 
-#define ELSEWHERE 0xffffffff // the call began before the thread was recorded
+#define ELSEWHERE 0xffffffff // the call began before the thread was recorded: unlike a refused one
 // A cache line each, so that two of them never share one.
 struct thread {
 	u32 tgid;        // in the reader's namespace
 	u32 role;
 	u32 entered;     // runs what the image holds: executed with an overlay as its root
-	u32 call;        // 1 + number | arch << 31 of the call it is in; or ELSEWHERE
+	u32 call;        // 1 + number | arch << 31 of the call it is in, where that is known; or ELSEWHERE
 	u64 root, pwd;   // names of where it stood before a call that moves it
 	u64 mounts;      // key of the mounts that the reader knows it to see
 	// The folder that its last call started from, while it makes but calls that leave it so (KEEPS)
 	u64 folder;      // key
 	u32 folder_fd;   // 1 + descriptor; 0: not known
 	u32 renames;     // `renames` of the state, then
-	u32 pad[2];
+	u32 frames;      // how its signal handlers return: enum frames
+	u32 back;        // a call that ends its caller was refused
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 65536); __type(key, u32); __type(value, struct thread); } threads SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_STACK); __uint(max_entries, 65536); __uint(value_size, 4); } unused SEC(".maps");
@@ -192,8 +214,8 @@ struct state {
 	u32 woken;       // the reader was told of the first exec
 	u32 size;        // entries of `threads`
 	u64 capable[CLASSES]; // capabilities reported
-	u32 renames;     // calls that gave a folder another name, at their begin and end; odd or even
-	u32 pad;
+	u32 renames;     // calls that gave a folder another name
+	u32 filters;     // seccomp filters loaded, and tasks that came with theirs
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct state); } state SEC(".maps");
 
@@ -824,16 +846,43 @@ __noinline int path_used(struct use *u, struct thread *t)
 	return 0;
 }
 
-// Notes where a task stands before a call that moves it: when the call ends it is elsewhere.
-static __noinline int stand(struct thread *t)
+// When a call that moves its task ends, the task is elsewhere. So where each stands is kept, by its
+// fs_struct: threads share one. Pointers suffice: what a task stood in when it called is there still, or
+// at least not freed yet, when its call ends.
+struct stood { struct place root, pwd; };
+struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 32768); __type(key, u64); __type(value, struct stood); } standing SEC(".maps");
+
+__noinline int stand(u64 fs)
 {
-	struct task_struct *task = self();
-	struct fs_struct *fs = task->fs;
-	if (!t || !fs) return 0;
+	struct stood s;
+	if (!fs) return 0;
+	s.root = place_at(fs + bpf_core_field_offset(struct fs_struct, root));
+	s.pwd = place_at(fs + bpf_core_field_offset(struct fs_struct, pwd));
+	bpf_map_update_elem(&standing, &fs, &s, 0);
+	return 0;
+}
+
+static __always_inline u64 fs_of(struct task_struct *task)
+{
+	u64 fs = 0;
+	bpf_probe_read_kernel(&fs, sizeof(fs), &task->fs);
+	return fs;
+}
+
+// Names where the current task stood before its call.
+__noinline int stood_before(struct thread *t)
+{
+	u64 fs = fs_of(self());
+	struct stood *s = bpf_map_lookup_elem(&standing, &fs);
+	if (!t) return 0;
 	t->root = t->pwd = 0;
-	if (!watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
-	t->root = path_name(&fs->root, path_key(&fs->root));
-	t->pwd = path_name(&fs->pwd, path_key(&fs->pwd));
+	if (!s) {
+		lose(STRING_FAULT);
+		return 0;
+	}
+	if (!on_overlay(s->root)) return 0;
+	t->root = name_of(place_key(s->root), s->root.dentry, s->root.mnt);
+	t->pwd = name_of(place_key(s->pwd), s->pwd.dentry, s->pwd.mnt);
 	return 0;
 }
 
@@ -880,7 +929,7 @@ static __always_inline void path_argument(struct use *u, struct thread *t, struc
 	u->flags = flags;
 	u->fd = dir ? (s32)arg(regs, u->arch, dir - 1) : AT_FDCWD;
 	u->mounts = c->what == MOUNTS || c->what == PIVOT;
-	u->moves = c->what == MOVES || c->what == PIVOT;
+	u->moves = u->ret == 0 && (c->what == MOVES || c->what == PIVOT);
 	path_used(u, t);
 }
 
@@ -1085,28 +1134,41 @@ static __always_inline void renaming(void)
 	if (s) __sync_fetch_and_add(&s->renames, 1);
 }
 
+// A call of a thread, once.
+__noinline int called(struct thread *t, u32 call)
+{
+	struct slot *s;
+	if (!t || t->role == UNRECORDED) return 0;
+	s = slot_of(call >> 31, class_of(t), call & 0x7fffffff);
+	if (s && !s->called && note(t, CALL, call, 0)) s->called = 1;
+	return 0;
+}
+
+static __always_inline u32 arch_of(struct task_struct *task)
+{
+	return (task->thread_info.status & TS_COMPAT) != 0;
+}
+
+// The same for the call that the current task is in.
+static __noinline int calling(struct thread *t)
+{
+	struct task_struct *task = self();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)task);
+	s64 nr = regs ? (s64)regs->orig_ax : -1;
+	return (s32)nr < 0 ? 0 : called(t, arch_of(task) << 31 | (u32)nr);
+}
+
+// Attached only where the kernel keeps no filter's program (`both` of the configuration): a second
+// program at each call costs more than all that this one does.
 SEC("tp_btf/sys_enter")
 int slim_enter(u64 *ctx)
 {
 	struct task_struct *task = self();
 	struct thread *t = thread_of(task->pid);
-	struct slot *s;
-	u32 arch, nr, call;
-	if (!t) return 0;
-	nr = (u32)ctx[1] & 0x7fffffff;
-	arch = (task->thread_info.status & TS_COMPAT) != 0;
-	call = arch << 31 | nr;
-	t->call = call + 1;
-	if ((s32)ctx[1] < 0) return 0; // no call: ENOSYS for every negative number
-	s = slot_of(arch, class_of(t), nr);
-	if (!s) return 0;
-	if (!(s->call.traits & KEEPS)) t->folder_fd = 0;
-	if (s->call.traits & RENAMES) renaming();
-	if (t->role == UNRECORDED) return 0;
-	if (!s->called && note(t, CALL, call, 0)) s->called = 1;
-	if (s->call.args) note_args(s->call.args, call, (void *)ctx[0]);
-	if (s->call.what >= MOVES) stand(t);
-	return 0;
+	s32 nr = (s32)ctx[1];
+	if (!t || nr < 0) return 0;
+	t->call = (arch_of(task) << 31 | (u32)nr) + 1;
+	return called(t, t->call - 1);
 }
 
 // The errno of a call's result; 0 for none. Those that ask for a restart are never seen by programs,
@@ -1216,6 +1278,247 @@ static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
 	}
 }
 
+// ---- refused calls --------------------------------------------------------------------------
+
+#define RET_ALLOW 0x7fff0000
+#define RET_ERRNO 0x00050000
+#define RET_TRAP  0x00030000
+#define RET_KILL_PROCESS 0x80000000
+#define RET_KILL_THREAD 0
+
+// A call that seccomp refuses looks at its end like one that failed with the same errno. So the task's
+// filters are asked again: the kernel keeps what it knows of them by a call's number (Linux 5.11), and
+// for checkpoints the programs as they were loaded (CONFIG_CHECKPOINT_RESTORE).
+struct judge {
+	u64 filter, code; // the next filter; the current one's program
+	u32 len, at, a, x;
+	u32 action;      // the strictest so far
+	u32 looked;      // at more than the number and the architecture
+	u32 done, pad;
+	u32 data[16];    // struct seccomp_data
+	u32 memory[16];
+};
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct judge); } judges SEC(".maps");
+
+struct sock_filter { u16 code; u8 jt, jf; u32 k; };
+
+static __always_inline u32 computed(u32 op, u32 a, u32 b)
+{
+	switch (op) {
+	case 0x00: return a + b;
+	case 0x10: return a - b;
+	case 0x20: return a * b;
+	case 0x30: return b ? a / b : 0;
+	case 0x40: return a | b;
+	case 0x50: return a & b;
+	case 0x60: return b < 32 ? a << b : 0;
+	case 0x70: return b < 32 ? a >> b : 0;
+	case 0x80: return -a;
+	default: return a ^ b;
+	}
+}
+
+static __always_inline int holds(u32 op, u32 a, u32 b)
+{
+	switch (op) {
+	case 0x10: return a == b;
+	case 0x20: return a > b;
+	case 0x30: return a >= b;
+	default: return (a & b) != 0;
+	}
+}
+
+// One instruction of a filter (seccomp_check_filter, kernel/seccomp.c, lists what there is).
+static long judge_step(u32 index, void *ctx)
+{
+	struct judge *j = ONLY(judges);
+	struct sock_filter i = {};
+	u32 operand, value;
+	if (!j) return 1;
+	if (!j->code) {
+		struct seccomp_filter *filter = (void *)j->filter;
+		struct sock_fprog_kern *kept;
+		if (!filter) { j->done = 1; return 1; }
+		kept = BPF_CORE_READ(filter, prog, orig_prog);
+		if (!kept) return 1;
+		j->code = (u64)BPF_CORE_READ(kept, filter);
+		j->len = BPF_CORE_READ(kept, len);
+		j->filter = (u64)BPF_CORE_READ(filter, prev);
+		j->at = j->a = j->x = 0;
+		return 0;
+	}
+	if (j->at >= j->len || bpf_probe_read_kernel(&i, sizeof(i), (void *)(j->code + 8ULL * j->at))) return 1;
+	j->at++;
+	operand = i.code & 8 ? j->x : i.k;
+	switch (i.code & 7) {
+	case 0: // LD: a word of the data, an immediate, memory, the data's length
+	case 1: // LDX
+		switch (i.code & 0xe0) {
+		case 0x20:
+			if (i.k != 0 && i.k != 4) j->looked = 1;
+			value = j->data[i.k >> 2 & 15];
+			break;
+		case 0x60: value = j->memory[i.k & 15]; break;
+		case 0x80: value = 64; break;
+		default: value = i.k;
+		}
+		if (i.code & 1) j->x = value;
+		else j->a = value;
+		return 0;
+	case 2: j->memory[i.k & 15] = j->a; return 0;
+	case 3: j->memory[i.k & 15] = j->x; return 0;
+	case 4: j->a = computed(i.code & 0xf0, j->a, operand); return 0;
+	case 5:
+		if (!(i.code & 0xf0)) j->at += i.k;
+		else j->at += holds(i.code & 0xf0, j->a, operand) ? i.jt : i.jf;
+		return 0;
+	case 6:
+		value = (i.code & 0x18) == 0x10 ? j->a : i.k;
+		if ((s32)(value & 0xffff0000) < (s32)(j->action & 0xffff0000)) j->action = value;
+		j->code = 0;
+		return 0;
+	default: // TAX, TXA
+		if (i.code & 0x80) j->a = j->x;
+		else j->x = j->a;
+		return 0;
+	}
+}
+
+// Whether the kernel knows that a filter and all before it allow every call of this number.
+static __always_inline int always_allowed(u64 filter, u32 arch, u32 nr)
+{
+	struct seccomp_filter *f = (void *)filter;
+	u64 word = 0, at = filter + (nr / 64) * 8;
+	if (!bpf_core_field_exists(f->cache.allow_native) || nr >= 8 * bpf_core_field_size(f->cache.allow_native)) return 0;
+	if (!arch) at += bpf_core_field_offset(f->cache.allow_native);
+	else if (bpf_core_field_exists(f->cache.allow_compat)) at += bpf_core_field_offset(f->cache.allow_compat);
+	else return 0;
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)at);
+	return word >> (nr & 63) & 1;
+}
+
+// What the current task's filters say to a call: SECCOMP_RET_*.
+__noinline u32 verdict(struct slot *s, u32 call)
+{
+	struct judge *j = ONLY(judges);
+	struct state *st = ONLY(state);
+	struct task_struct *task = self();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)task);
+	u64 filter = 0;
+	u32 arch = call >> 31, nr = call & 0x7fffffff;
+	if (!s || !regs || !j || !st) return RET_ALLOW;
+	bpf_probe_read_kernel(&filter, sizeof(filter), &task->seccomp.filter);
+	if (s->filter == filter && s->filters == st->filters && s->verdict) return s->verdict;
+	__builtin_memset(j, 0, sizeof(*j));
+	j->action = RET_ALLOW;
+	if (!always_allowed(filter, arch, nr)) {
+		j->filter = filter;
+		j->data[0] = nr;
+		j->data[1] = arch ? 0x40000003 : 0xc000003e; // AUDIT_ARCH_*
+		*(u64 *)&j->data[2] = regs->ip;
+#pragma unroll
+		for (int i = 0; i < 6; i++) *(u64 *)&j->data[4 + 2 * i] = arg(regs, arch, i);
+		bpf_loop(65536, judge_step, 0, 0);
+		if (!j->done) {
+			lose(STRING_FAULT);
+			return RET_ALLOW;
+		}
+		// numbers that no call has share a place
+		if (j->looked || nr >= CALLS - 1 || !j->action) return j->action;
+	}
+	s->filter = filter;
+	s->filters = st->filters;
+	s->verdict = j->action;
+	return j->action;
+}
+
+// Whether a call that ended so never reached the kernel. What a filter hands to a tracer or to a listener
+// counts as having reached it: a filter that is stricter than that would win.
+static __always_inline int refused(struct task_struct *task, struct slot *s, u32 call, s64 ret)
+{
+	u32 action, number;
+	struct config *c = ONLY(config);
+	struct state *st = ONLY(state);
+	if (c && c->both) return 1;
+	if (!st || !bpf_core_field_exists(task->seccomp.filter)) return 0;
+	if (ret > 0 && ret != (s64)(call & 0x7fffffff)) return 0;
+	if (!task->seccomp.filter) return 0;
+	// what is so of nearly all calls of nearly all programs
+	if (s->verdict == RET_ALLOW && s->filters == st->filters && s->filter == (u64)task->seccomp.filter) return 0;
+	action = verdict(s, call);
+	number = action & 0xffff;
+	switch (action & 0xffff0000) {
+	case RET_ERRNO: return ret == -(s64)(number > 4095 ? 4095 : number);
+	case RET_TRAP: case RET_KILL_PROCESS: case RET_KILL_THREAD:
+		return ret == (s64)(call & 0x7fffffff); // put back for the signal
+	}
+	return 0;
+}
+
+// What was known of filters by their addresses holds no more.
+static __always_inline void filtering(void)
+{
+	struct state *s = ONLY(state);
+	if (s) __sync_fetch_and_add(&s->filters, 1);
+}
+
+// ---- the end of a call ----------------------------------------------------------------------
+
+// How a signal handler returns.
+enum frames { NATIVE = 1, X32 = 2, COMPAT = 4, COMPAT_INFO = 8 };
+
+// A return from a signal handler has overwritten the number that it was called by.
+static __noinline int returned(struct thread *t, struct task_struct *task, s64 ret)
+{
+	u32 frames, compat = 1u << 31;
+	if (!t || !task) return 0;
+	frames = t->frames;
+	t->folder_fd = 0;
+	if (!frames) {
+		if (ret == -38 || task->ptrace) return 0; // no call, or one that a tracer took away
+		frames = arch_of(task) ? COMPAT_INFO : NATIVE;
+	}
+	if (arch_of(task)) {
+		if (frames & COMPAT) called(t, compat | 119);
+		if (frames & COMPAT_INFO) called(t, compat | 173);
+		return 0;
+	}
+	if (frames & X32) called(t, 0x40000201);
+	if (frames & NATIVE) called(t, 15);
+	return 0;
+}
+
+SEC("tp_btf/signal_deliver")
+int slim_signal(u64 *ctx)
+{
+	struct thread *t = current_thread();
+	struct k_sigaction *action = (void *)ctx[2];
+	u64 flags, handler;
+	if (!t) return 0;
+	handler = (u64)BPF_CORE_READ(action, sa.sa_handler);
+	if (handler <= 1) return 0; // default, ignored
+	flags = BPF_CORE_READ(action, sa.sa_flags);
+	// SA_IA32_ABI, SA_X32_ABI, SA_SIGINFO
+	t->frames |= flags & 0x02000000 ? flags & 4 ? COMPAT_INFO : COMPAT : flags & 0x01000000 ? X32 : NATIVE;
+	return 0;
+}
+
+// What a call that ended did to more than itself.
+static __always_inline void unusual(struct thread *t, struct call *c, struct pt_regs *regs, u32 arch, s64 ret)
+{
+	u64 first = arg(regs, arch, 0);
+	if (c->traits & RENAMES) renaming();
+	if (c->traits & ENDS) t->back = 1;
+	// SECCOMP_SET_MODE_FILTER, PR_SET_SECCOMP
+	if (c->traits & FILTERS && ret >= 0 && (first == 1 || first == 22)) filtering();
+	if (ret || !(c->traits & STANDS)) return;
+	if (c->what >= MOVES && t->role != UNRECORDED) stood_before(t);
+	stand(fs_of(self()));
+}
+
+// All of a call is seen at its end: the second program that would see its begin costs every call of the
+// machine more than this one does. What is gone by then is kept beforehand (`executing`, `standing`,
+// `frames`), and what never ends here is seen at the task's exit.
 SEC("tp_btf/sys_exit")
 int slim_exit(u64 *ctx)
 {
@@ -1225,39 +1528,79 @@ int slim_exit(u64 *ctx)
 	s64 ret = (s64)ctx[1];
 	struct use u = {};
 	struct slot *s;
-	u32 call;
+	struct call *c;
+	u32 call, begun;
 
 	if (!t) return 0;
-	call = t->call;
-	t->call = 0;
-	if (call == ELSEWHERE) return 0;
-	if (!call) {
-		s64 nr = regs->orig_ax;
-		u32 arch = (task->thread_info.status & TS_COMPAT) != 0;
-		if ((s32)nr < 0 || t->role == UNRECORDED) return 0;
-		s = slot_of(arch, class_of(t), nr);
-		if (s) note_error(t, s, REFUSED, arch << 31 | (u32)nr, ret < 0 ? (s32)ret : 0);
-		return 0;
+	begun = call = t->call;
+	if (begun) {
+		t->call = 0;
+		call -= 1;
 	}
-	call -= 1;
+	if (!begun || begun == ELSEWHERE) {
+		s64 nr = regs->orig_ax;
+		if ((s32)nr < 0) return (s32)nr == -1 ? returned(t, task, ret) : 0;
+		call = arch_of(task) << 31 | (u32)nr;
+	}
 	u.arch = call >> 31;
 	u.nr = call & 0x7fffffff;
 	s = slot_of(u.arch, class_of(t), u.nr);
 	if (!s) return 0;
-	if (s->call.traits & RENAMES) renaming();
+	c = &s->call;
+	if (!(c->traits & KEEPS)) t->folder_fd = 0;
+	if (c->traits & ~KEEPS) unusual(t, c, regs, u.arch, ret);
 	if (t->role == UNRECORDED) return 0;
+	if (s->called && ret >= 0 && !c->path[0] && !c->what && !c->args) return 0;
+	if (!begun || begun == ELSEWHERE) {
+		if (!begun && refused(task, s, call, ret)) {
+			note_error(t, s, REFUSED, call, ret < 0 ? (s32)ret : 0);
+			return 0;
+		}
+		if (!s->called && note(t, CALL, call, 0)) s->called = 1;
+	}
 	if (errno_of(ret)) note_error(t, s, FAILED, call, ret);
-	if (!s->call.path[0] && !s->call.what) return 0;
+	if (c->args) note_args(c->args, call, regs);
+	if (!c->path[0] && !c->what) return 0;
 	u.pid = task->pid;
 	u.ret = ret < -4095 ? 0 : ret > 0x7fffffff ? 0x7fffffff : (s32)ret;
 	// after a call that changed the mounts they are others than when it looked
-	if (s->call.what != MOUNTS && s->call.what != PIVOT) tell_mounts(t, task);
+	if (c->what != MOUNTS && c->what != PIVOT) tell_mounts(t, task);
 	for (u32 i = 0; i < 2; i++) {
-		if (!s->call.path[i]) break;
+		if (!c->path[i]) break;
 		u.which = i;
-		path_argument(&u, t, regs, &s->call, i);
+		path_argument(&u, t, regs, c, i);
 	}
-	if (s->call.what) more(&u, s->call.what, regs);
+	if (c->what) more(&u, c->what, regs);
+	return 0;
+}
+
+// A look at what tasks are in: calls that wait, some for as long as the container runs. `scratch` is in
+// use by the calls of others meanwhile.
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct out); } scratch3 SEC(".maps");
+
+SEC("iter/task")
+int slim_inside(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct out *o = ONLY(scratch3);
+	struct pt_regs *regs;
+	struct thread *t;
+	struct slot *s;
+	s64 nr;
+	if (!task || !o) return 0;
+	t = thread_of(task->pid);
+	if (!t || t->role == UNRECORDED || t->call || !task->__state) return 0;
+	regs = (void *)bpf_task_pt_regs((void *)task);
+	if (!regs) return 0;
+	nr = regs->orig_ax;
+	if ((s32)nr < 0) return 0;
+	s = slot_of(arch_of(task), class_of(t), nr);
+	if (!s || s->called) return 0;
+	begin(o, CALL, t);
+	o->head.uid = BPF_CORE_READ(task, real_cred, uid.val);
+	o->head.arch = arch_of(task);
+	o->head.number = (u32)nr;
+	if (send(o, 0)) s->called = 1;
 	return 0;
 }
 
@@ -1356,6 +1699,7 @@ static long each_thread(u32 index, void *ctx)
 		t.role = m->role;
 		t.call = ELSEWHERE;
 		m->came |= enlist(pid, &t);
+		stand((u64)BPF_CORE_READ(task, fs));
 	}
 	return 0;
 }
@@ -1377,6 +1721,7 @@ int slim_attach(u64 *ctx)
 	bpf_loop(65536, each_thread, &m, 0);
 	if (m.left) lose(LEFT_CGROUP);
 	if (!m.came || !o) return 0;
+	filtering();
 	t.tgid = m.tgid;
 	t.role = m.role;
 	begin(o, SIGHT, &t);
@@ -1393,10 +1738,16 @@ int slim_fork(u64 *ctx)
 	struct thread copy = {};
 	struct out *o = ONLY(scratch);
 	int process = cpid == child->tgid;
+	u64 fs;
 
 	if (!o) return 0;
 	role = role_of(child);
 	if (role != OUTSIDE) {
+		fs = fs_of(child);
+		if (!t || fs != fs_of(parent)) stand(fs);
+		if (!t) filtering();
+		// the child ends the same call, maybe first
+		else calling(t);
 		// forked here, or cloned into the cgroup from outside (CLONE_INTO_CGROUP)
 		if (t) copy = *t;
 		else copy.role = role;
@@ -1464,6 +1815,31 @@ static __noinline u64 mapped_name(u64 file)
 	return name_of(place_key(p), p.dentry, p.mnt);
 }
 
+// Which call executes, by thread id (LRU: some never come to their end).
+struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 4096); __type(key, u32); __type(value, u32); } executing SEC(".maps");
+
+// A task is renamed by prctl, and on its way into another program: the last moment at which the number
+// of that call is there, and whether it is a 32-bit one. A thread other than the leader has the leader's
+// id by now, but is not in `tasks` by it.
+SEC("tp_btf/task_rename")
+int slim_rename(u64 *ctx)
+{
+	struct task_struct *task = self();
+	u32 pid = task->pid, arch = arch_of(task), call;
+	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)task);
+	struct slot *s;
+	s64 nr;
+	if (!regs) return 0;
+	nr = regs->orig_ax;
+	if ((s32)nr < 0) return 0;
+	s = slot_of(arch, 0, nr);
+	// of x32: 520 and 545
+	if (nr != 0x40000208 && nr != 0x40000221 && !(s && s->call.traits & EXECUTES)) return 0;
+	call = (arch << 31 | (u32)nr) + 1;
+	bpf_map_update_elem(&executing, &pid, &call, 0);
+	return 0;
+}
+
 SEC("tp_btf/sched_process_exec")
 int slim_exec(u64 *ctx)
 {
@@ -1479,9 +1855,11 @@ int slim_exec(u64 *ctx)
 	struct out *o = ONLY(scratch);
 	u64 exe = 0;
 	int wake = 0;
+	u32 *call;
 	long len;
 
 	if (!o || !s) return 0;
+	call = bpf_map_lookup_elem(&executing, &pid);
 	if (old != pid) {
 		// a thread that was not the leader takes the leader's id
 		u32 *was = bpf_map_lookup_elem(&tasks, &old), *is = bpf_map_lookup_elem(&tasks, &pid);
@@ -1493,6 +1871,13 @@ int slim_exec(u64 *ctx)
 	}
 	t = thread_of(pid);
 	if (!t) return 0;
+	if (call && *call) {
+		called(t, *call - 1);
+		t->call = *call;
+		*call = 0;
+	}
+	t->frames = 0;
+	stand(fs_of(task));
 	fs = task->fs;
 	mm = task->mm;
 	if (watched_device(fs->root.dentry->d_sb->s_dev)) {
@@ -1538,8 +1923,17 @@ int slim_gone(u64 *ctx)
 	struct thread *t = thread_of(pid);
 	int live = BPF_CORE_READ(task, signal, live.counter);
 	struct out *o = ONLY(scratch);
+	struct slot *s;
+	struct pt_regs *regs;
+	s64 nr;
 	if (!o) return 0;
 	if (t) {
+		regs = (void *)bpf_task_pt_regs((void *)self());
+		nr = regs ? (s64)regs->orig_ax : -1;
+		s = (s32)nr >= 0 ? slot_of(arch_of(task), class_of(t), nr) : 0;
+		// not a thread that another one's end takes along just when its own call was refused
+		if (s && (s->call.traits & ENDS) && (!t->back || !(task->exit_code & 0x7f)))
+			calling(t);
 		if (live == 0) {
 			begin(o, EXIT, t);
 			o->head.flags |= LAST_THREAD;

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <netinet/in.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,66 @@ static void refuse_getppid(void)
 	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
 	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0, "seccomp");
 	syscall(SYS_getppid);
+}
+
+static void ignore(int signal) { (void)signal; }
+
+// Two filters: one that looks at an argument, through all kinds of instructions, and one that goes by
+// numbers. Then calls that they refuse, that the kernel fails, and that end their process.
+static void judge(void)
+{
+	struct sock_filter first[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpriority, 0, 12),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 16),
+		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xffff),
+		BPF_STMT(BPF_ST, 3),
+		BPF_STMT(BPF_LDX | BPF_MEM, 3),
+		BPF_STMT(BPF_LD | BPF_IMM, 33),
+		BPF_STMT(BPF_ALU | BPF_MUL | BPF_K, 3),
+		BPF_STMT(BPF_JMP | BPF_JA, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_X, 0, 0, 3),
+		BPF_STMT(BPF_LD | BPF_IMM, SECCOMP_RET_ERRNO),
+		BPF_STMT(BPF_ALU | BPF_OR | BPF_K, EINVAL),
+		BPF_STMT(BPF_RET | BPF_A, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	}, second[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_sysinfo, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getsid, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpgid, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog one = { sizeof first / 8, first }, two = { sizeof second / 8, second };
+	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
+	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &one) == 0, "seccomp");
+	// refused only, until here
+	must(syscall(SYS_getpriority, 99, 0) == -1 && errno == EINVAL, "getpriority");
+	must(syscall(SYS_sched_yield) == 0, "sched_yield");
+	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &two) == 0, "seccomp");
+	must(prctl(PR_GET_DUMPABLE) == -1 && errno == EPERM, "prctl");
+	must(syscall(SYS_getpriority, 98, 0) == -1 && errno == EINVAL, "getpriority");
+	must(syscall(SYS_sysinfo, 0) == 0, "sysinfo");
+	signal(SIGSYS, ignore);
+	syscall(SYS_getsid, 0);
+	if (!fork()) syscall(SYS_getpgid, 0), _exit(1);
+	int status;
+	wait(&status);
+	must(WIFSIGNALED(status), "kill");
+}
+
+// The 32-bit call `nr`, from a 64-bit program.
+static int compat(int nr, const void *a, const void *b)
+{
+	int ret;
+	__asm__ volatile("int $0x80" : "=a"(ret) : "a"(nr), "b"(a), "c"(b), "d"(0) : "memory", "r8", "r9", "r10", "r11");
+	return ret;
 }
 
 static char **thread_argv;
@@ -176,8 +237,26 @@ int main(int argc, char **argv)
 		} else if (!strcmp(op, "call")) {
 			syscall(atol(a)), i++;
 		} else if (!strcmp(op, "compat")) { // getpid by the 32-bit table: 20
-			int ret;
-			__asm__ volatile("int $0x80" : "=a"(ret) : "a"(20) : "memory", "r8", "r9", "r10", "r11");
+			compat(20, 0, 0);
+		} else if (!strcmp(op, "exec32")) { // PATH by the 32-bit table
+			static char path[64];
+			static unsigned args[2];
+			args[0] = (unsigned)(unsigned long)strcpy(path, a);
+			compat(11, path, args);
+			must(0, op);
+		} else if (!strcmp(op, "exit32")) {
+			compat(252, 0, 0);
+		} else if (!strcmp(op, "execat")) { // PATH by its descriptor
+			char *args[] = { a, 0 };
+			syscall(SYS_execveat, open(a, O_PATH | O_CLOEXEC), "", args, environ, AT_EMPTY_PATH);
+			must(0, op);
+		} else if (!strcmp(op, "wait")) { // in a call that nothing else makes here
+			struct timespec t = { 0, 1000000 * atoi(a) };
+			syscall(SYS_ppoll, 0, 0, &t, 0, 0), i++;
+		} else if (!strcmp(op, "rename")) {
+			must(rename(a, argv[i + 2]) == 0, a), i += 2;
+		} else if (!strcmp(op, "judge")) {
+			judge();
 		} else if (!strcmp(op, "sleep")) {
 			usleep(1000 * atoi(a)), i++;
 		} else if (!strcmp(op, "fork")) { // the rest runs in a child and then here
