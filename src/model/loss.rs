@@ -37,7 +37,7 @@ kinds! {
     LeftCgroup = "left_cgroup",
     /// bpf: a mount namespace with more than 8,192 mounts.
     MountsUnknown = "mounts_unknown",
-    /// bpf: a program was left out while it ran already.
+    /// bpf: a program was left out while it ran already, or did not start when it was to look at waiting calls.
     ProgramMissed = "program_missed",
     /// perf: a ring was full.
     PerfLost = "perf_lost",

@@ -62,7 +62,7 @@ pub(super) fn start(start: &Start<'_>, size: Size) -> Result<Ends, RecordError> 
     let ring = bpf.ring()?;
     bpf.attach().map_err(host_error)?;
     let source = Box::new(Events { ring, decoder: Decoder::default() });
-    Ok(Ends { source, control: Box::new(Steer { bpf, config }) })
+    Ok(Ends { source, control: Box::new(Steer { bpf, config, blind: 0 }) })
 }
 
 /// Tries whether the programs load and attach here.
@@ -98,13 +98,16 @@ impl Source for Events {
 struct Steer {
     bpf: Bpf,
     config: Config,
+    /// Looks at what tasks wait in that came to nothing.
+    blind: u64,
 }
 
 impl Steer {
     /// A call that waits is seen when it ends: in another phase, or never.
     fn look_inside(&mut self) {
         if let Err(error) = self.bpf.look_inside() {
-            tracing::warn!(%error, "calls that wait are known by their end only");
+            tracing::warn!(%error, "what tasks wait in was not looked at");
+            self.blind += 1;
         }
     }
 }
@@ -145,7 +148,11 @@ impl Control for Steer {
             (LossKind::StringCut, string_cut, "a path was too deep to be read whole"),
             (LossKind::LeftCgroup, left, "a process left the recorded cgroup"),
             (LossKind::MountsUnknown, mounts, "a mount namespace has too many mounts to be told"),
-            (LossKind::ProgramMissed, missed, "a BPF program was left out while it ran already"),
+            (
+                LossKind::ProgramMissed,
+                missed + self.blind,
+                "a BPF program was left out: it ran already, or could not be started",
+            ),
         ])
     }
 }
