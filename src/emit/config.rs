@@ -12,7 +12,9 @@ use super::blob::Written;
 use super::edits::Edits;
 use super::plan::Plan;
 
+/// image-spec v1.1, annotations.md.
 const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
+const BASE_NAME: &str = "org.opencontainers.image.base.name";
 /// Digest over the kept paths, escaped, sorted, a line each.
 const KEEP_SET: &str = "slim.keep-set.digest";
 
@@ -66,23 +68,24 @@ fn trim(history: &mut Vec<Value>, plan: &Plan<'_>) {
     history.extend(missing.map(|_| json!({ "comment": "not in the original's history" })));
 }
 
-/// The manifest: what it annotates is known before the image is verified.
+/// The manifest: the original's annotations, and what is known before the image is verified.
 pub(super) fn manifest(
     image: &Image,
     keep: &KeepSet,
     config: &[u8],
     layers: &[Written],
 ) -> Vec<u8> {
+    let mut annotations = image.annotations.clone();
+    // Of what the original was made from; the result is made from the original.
+    annotations.remove(BASE_NAME);
+    annotations.insert(BASE_DIGEST.to_owned(), image.manifest_digest.to_string());
+    annotations.insert(KEEP_SET.to_owned(), keep_digest(keep).to_string());
     let manifest = Manifest {
         schema_version: 2,
         media_type: OCI_MANIFEST.into(),
         config: descriptor(OCI_CONFIG, Digest::of(config), config.len() as u64),
         layers: layers.iter().map(|l| descriptor(l.media_type, l.digest, l.size)).collect(),
-        annotations: [
-            (BASE_DIGEST.to_owned(), image.manifest_digest.to_string()),
-            (KEEP_SET.to_owned(), keep_digest(keep).to_string()),
-        ]
-        .into(),
+        annotations,
     };
     serde_json::to_vec(&manifest).expect("a manifest is plain JSON")
 }

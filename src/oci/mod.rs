@@ -3,6 +3,7 @@
 //! Parsing works on bytes in memory; where the bytes come from is `source`'s business, where files
 //! go is `rootfs`'s.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub struct Image {
     /// Digest of the manifest in the source; for a docker-archive of the OCI manifest that stands
     /// for it.
     pub manifest_digest: Digest,
+    /// Of the manifest; none where the source keeps no manifest.
+    pub annotations: BTreeMap<String, String>,
     pub config_digest: Digest,
     pub config: ImageConfig,
     /// The configuration, byte for byte.

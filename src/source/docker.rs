@@ -45,6 +45,7 @@ pub(super) fn read(
         name,
         platform: config.platform(),
         manifest_digest,
+        annotations: Default::default(),
         config_digest,
         config,
         config_bytes: config_bytes.into(),

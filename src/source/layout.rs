@@ -80,6 +80,7 @@ pub(super) fn read_top(
         name,
         platform: config.platform(),
         manifest_digest,
+        annotations: manifest.annotations,
         config_digest,
         config,
         config_bytes: config_bytes.into(),

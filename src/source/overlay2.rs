@@ -4,6 +4,7 @@
 //! Nothing that is read is believed: configuration and layers are checked by their digests. Where
 //! anything is not as it was found with overlay2, the caller asks for an export instead.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -41,7 +42,8 @@ pub(super) fn in_place(engine: &Engine, name: &str, known: &Value) -> Result<Par
     let layer = |at: usize| layer(&root, &store, &ChainId::of(&diff_ids[..=at]));
     let layers = (0..diff_ids.len()).map(layer).collect::<Result<_, _>>()?;
     let place = format!("docker-daemon:{name}").into();
-    Ok(Parts { place, name: None, config_bytes, manifest_digest: None, layers })
+    let (manifest_digest, annotations) = (None, BTreeMap::new());
+    Ok(Parts { place, name: None, config_bytes, manifest_digest, annotations, layers })
 }
 
 /// The engine's folder, if it keeps images there as slim knows it.

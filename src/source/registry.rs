@@ -219,6 +219,7 @@ impl Found<'_> {
             name: Some(self.name.familiar()),
             platform: config.platform(),
             manifest_digest,
+            annotations: manifest.annotations,
             config_digest,
             config,
             config_bytes: config_bytes.into(),

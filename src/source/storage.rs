@@ -227,7 +227,9 @@ fn open(
     let platform = access.platform.clone().unwrap_or_else(host_platform);
     let name = called.as_deref().and_then(super::full_name);
     let manifest_digest = Some(manifest_digest);
-    unpacked::image(Parts { place, name, config_bytes, manifest_digest, layers }, &platform)
+    let annotations = manifest.annotations;
+    let parts = Parts { place, name, config_bytes, manifest_digest, annotations, layers };
+    unpacked::image(parts, &platform)
 }
 
 /// The image's manifest: the one that is asked for by digest, else the one that it is known by. An

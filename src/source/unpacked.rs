@@ -1,5 +1,6 @@
 //! Layers that an engine holds unpacked: their tar is put together again, their folder used in place.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +56,7 @@ pub(super) struct Parts {
     pub config_bytes: Vec<u8>,
     /// `None` where the engine keeps no manifest.
     pub manifest_digest: Option<Digest>,
+    pub annotations: BTreeMap<String, String>,
     pub layers: Vec<Place>,
 }
 
@@ -80,6 +82,7 @@ pub(super) fn image(parts: Parts, platform: &str) -> Result<Image, SourceError> 
         name: parts.name,
         platform: config.platform(),
         manifest_digest: parts.manifest_digest.unwrap_or_else(stand_in),
+        annotations: parts.annotations,
         config_digest,
         config_bytes: parts.config_bytes.into(),
         layers: diff_ids.into_iter().map(layer).collect(),
