@@ -94,6 +94,24 @@ fn a_layer_that_loses_nothing_passes_byte_for_byte() {
 }
 
 #[test]
+fn the_manifest_is_annotated_as_the_original_but_for_its_base() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let name = |last: &str| format!("org.opencontainers.image.{last}");
+    let fixture = three_layers(Packed::Gzip)
+        .annotation(&name("source"), "https://example.org/x")
+        .annotation(&name("base.name"), "debian")
+        .annotation(&name("base.digest"), "sha256:00");
+    let image = open(&fixture.write(dir.path()));
+    let tree = index(&image).unwrap();
+    let (keep, target) = (all_but(&tree, &["/e"]), dir.path().join("slim"));
+    let (_, slim) = write(&image, &tree, &keep, None, Packing::default(), &target);
+    let get = |last: &str| slim.annotations.get(&name(last)).map(String::as_str);
+    assert_eq!(get("source"), Some("https://example.org/x"));
+    assert_eq!(get("base.name"), None);
+    assert_eq!(get("base.digest"), Some(image.manifest_digest.to_string().as_str()));
+}
+
+#[test]
 fn what_a_whole_layer_may_not_have() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     for (at, (why, layers, whole)) in [

@@ -131,6 +131,8 @@ pub struct ImageFixture {
     tag: Option<String>,
     /// Another architecture than amd64.
     arch: Option<String>,
+    /// Of the manifest.
+    annotations: serde_json::Map<String, Value>,
 }
 
 impl ImageFixture {
@@ -153,6 +155,12 @@ impl ImageFixture {
     /// `config` of the configuration.
     pub fn config(mut self, config: Value) -> Self {
         self.config = Some(config);
+        self
+    }
+
+    /// Annotates the manifest.
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.into());
         self
     }
 
@@ -196,7 +204,7 @@ impl ImageFixture {
         let manifest = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": size },
-            "layers": layers,
+            "layers": layers, "annotations": self.annotations,
         });
         let (digest, size) = put(manifest.to_string().as_bytes());
         let mut entry = json!({
