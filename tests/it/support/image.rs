@@ -201,11 +201,15 @@ impl ImageFixture {
             "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": history,
         });
         let (digest, size) = put(config.to_string().as_bytes());
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": size },
-            "layers": layers, "annotations": self.annotations,
+            "layers": layers,
         });
+        // A signature in the tree is of a manifest without any.
+        if !self.annotations.is_empty() {
+            manifest["annotations"] = self.annotations.clone().into();
+        }
         let (digest, size) = put(manifest.to_string().as_bytes());
         let mut entry = json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
