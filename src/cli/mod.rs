@@ -119,7 +119,7 @@ fn fail(error: &PipelineError) -> u8 {
 }
 
 fn complain(error: &dyn std::error::Error) {
-    let _ = writeln!(std::io::stderr(), "slim: {}", tame(&chain(error).to_string()));
+    note(&chain(error).to_string());
 }
 
 /// Prints a line to stderr that goes with an error.

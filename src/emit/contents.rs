@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::{Digest, Node, NodeKind, RootPath};
 use crate::oci::Image;
-use crate::oci::layer::{self, Compression, LayerError, LayerStream};
+use crate::oci::layer::{self, LayerError, LayerStream};
 
 use super::plan::{Filtered, Kept, Output, Plan};
 use super::{EmitError, Unpacked};
@@ -159,17 +159,7 @@ impl<'a> Contents<'a> {
     /// Copies the content at hand; its digest.
     fn take(&mut self, out: &mut impl Write) -> Result<Digest, EmitError> {
         let Some((_, stream, _)) = &mut self.open else { return Err(EmitError::OtherTree) };
-        let mut hash = Sha256::new();
-        loop {
-            let chunk = stream.chunk()?;
-            if chunk.is_empty() {
-                return Ok(Digest::from_raw(hash.finalize().into()));
-            }
-            hash.update(chunk);
-            out.write_all(chunk).map_err(|e| EmitError::write(self.blobs, e))?;
-            let n = chunk.len();
-            stream.consume(n);
-        }
+        stream.content(|chunk| out.write_all(chunk).map_err(|e| EmitError::write(self.blobs, e)))
     }
 }
 
@@ -202,9 +192,4 @@ pub(super) fn whole(
         }
         out.write_all(&buf[..n]).map_err(|e| EmitError::write(blobs, e))?;
     }
-}
-
-/// A layer's blob as it is stored, and how it is compressed.
-pub(super) fn blob(image: &Image, layer: usize) -> io::Result<(Compression, Box<dyn Read + Send>)> {
-    layer::sniff(image.blobs.open(layer)?)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::model::{Node, NodeKind, RootPath};
 use crate::oci::Image;
-use crate::oci::layer::{LayerError, Meta};
+use crate::oci::layer::{self, LayerError, Meta};
 
 use super::blob::{self, BlobWriter, Written};
 use super::contents::{self, Contents};
@@ -60,7 +60,8 @@ fn pass(
     blobs: &Path,
 ) -> Result<Written, EmitError> {
     let unread = |source| LayerError::Read { layer, blob: "of a whole layer".into(), source };
-    let (compression, mut blob) = contents::blob(image, layer).map_err(unread)?;
+    let stored = image.blobs.open(layer).and_then(layer::sniff);
+    let (compression, mut blob) = stored.map_err(unread)?;
     let source = &image.layers[layer];
     if compression == packing.compression && packing.compression != Compression::None {
         let (digest, size) =

@@ -59,13 +59,7 @@ pub fn decide_for(
     })?;
     let mut keeper = Keeper::new(tree, dropped);
     keeper.executed = needs::executed(profile);
-    let mut policy_of = None;
-    keep.matches(tree, |path, glob| {
-        if !matches!(&policy_of, Some(Reason::Policy(last)) if last == glob) {
-            policy_of = Some(Reason::Policy(glob.to_owned()));
-        }
-        policy_of.iter().for_each(|reason| keeper.add(path, reason));
-    })?;
+    keep.matches(tree, |path, glob| keeper.add(path, &Reason::Policy(glob.to_owned())))?;
     for (path, reason) in needs::used(profile, tree) {
         keeper.add(&path, &reason);
     }

@@ -61,7 +61,7 @@ pub struct Node {
     pub gid: u32,
     /// Seconds since the epoch and nanoseconds, as the layer has them.
     pub mtime: (i64, u32),
-    #[serde(default, skip_serializing_if = "no_xattrs")]
+    #[serde(default, skip_serializing_if = "Xattrs::is_empty")]
     pub xattrs: Xattrs,
     /// See [`Node::layer`].
     pub layer: u16,
@@ -147,10 +147,6 @@ pub struct Resolved {
     /// False if the tree has nothing there (`path` then names what is missing, parents resolved as
     /// far as they exist).
     pub exists: bool,
-}
-
-fn no_xattrs(xattrs: &Xattrs) -> bool {
-    xattrs.is_empty()
 }
 
 impl Node {

@@ -18,6 +18,13 @@ type Map = BTreeMap<String, Vec<u8>>;
 
 static NONE: Map = Map::new();
 
+impl Xattrs {
+    /// True if there are none; what serde asks.
+    pub fn is_empty(&self) -> bool {
+        (**self).is_empty()
+    }
+}
+
 impl Deref for Xattrs {
     type Target = Map;
 

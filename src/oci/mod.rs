@@ -83,9 +83,12 @@ impl Image {
 
     /// Stored bytes of all layers together, as far as known.
     pub fn stored_bytes(&self) -> u64 {
-        let size = |(at, layer): (usize, &Layer)| {
-            self.blobs.size(at).or(layer.blob.map(|(_, size)| size)).unwrap_or(0)
-        };
-        self.layers.iter().enumerate().map(size).sum()
+        (0..self.layers.len()).map(|at| self.stored_size(at)).sum()
+    }
+
+    /// Stored bytes of layer `index`; 0 where nobody says.
+    pub fn stored_size(&self, index: usize) -> u64 {
+        let said = self.layers[index].blob.map(|(_, size)| size);
+        self.blobs.size(index).or(said).unwrap_or(0)
     }
 }

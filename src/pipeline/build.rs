@@ -62,20 +62,20 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     let wanted = spec.product.fit(&image, &spec.policy)?;
     reporter.step("reading the image");
     let tree = rootfs::index(&image)?;
+    let original = Original { image: &image, tree: &tree, unpacked: None };
     let results = Results::open(&spec.output)?;
     if spec.recipe {
         reporter.step("writing the Dockerfile");
-        let (summary, allowlist) = wanted.recipe(&image, &tree, &profile, &spec.output)?;
+        let (summary, allowlist) = wanted.recipe(&original, &profile, &spec.output)?;
         results.remove_products()?;
         results.seccomp(&allowlist)?;
         return finish(spec, &results, &profile, summary);
     }
     reporter.step("building the slim image");
     let file = results.image(spec.product.format);
-    let original = Original { image: &image, tree: &tree, unpacked: None };
     let product = wanted.produce(&original, &profile, &file)?;
     results.seccomp(&product.allowlist)?;
-    let summary = wanted.summary(&image, &tree, &profile, &product);
+    let summary = wanted.summary(&original, &profile, &product);
     finish(spec, &results, &profile, summary)
 }
 

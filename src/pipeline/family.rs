@@ -338,7 +338,7 @@ impl Work<'_> {
         let original = Original { image, tree, unpacked: None };
         let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
-        let summary = wanted.summary(image, tree, profile, &product);
+        let summary = wanted.summary(&original, profile, &product);
         results.summary(&summary)?;
         write_json(&results.path("profile.json"), profile)?;
         Ok((product, summary))

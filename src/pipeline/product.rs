@@ -112,19 +112,14 @@ impl Wanted {
     /// Writes a Dockerfile and what it needs into `folder`.
     pub(super) fn recipe(
         &self,
-        image: &Image,
-        tree: &Tree,
+        original: &Original<'_>,
         profile: &Profile,
         folder: &Path,
     ) -> Result<(Summary, Allowlist), PipelineError> {
+        let Original { image, tree, .. } = *original;
         let keep = self.decide(image, tree, profile)?;
         let allowlist = seccomp::allowlist(profile, &self.policy)?;
-        let Self { tags, format, packing, edits, .. } = self;
-        let (format, packing, base, unpacked) = (*format, *packing, None, None);
-        let keep_set = &keep;
-        let order =
-            Order { image, unpacked, tree, keep: keep_set, base, tags, format, packing, edits };
-        let recipe = emit::write_recipe(&order, folder)?;
+        let recipe = emit::write_recipe(&self.order(original, &keep, None), folder)?;
         let mut summary = Summary::of(image, tree, profile, &self.policy);
         summary.decided(tree, &keep, &allowlist);
         summary.warnings.extend(recipe.warnings.iter().cloned());
@@ -141,28 +136,34 @@ impl Wanted {
         base: Option<&Base>,
         file: &Path,
     ) -> Result<Product, PipelineError> {
-        let Original { image, tree, unpacked } = *original;
         let allowlist = seccomp::allowlist(profile, &self.policy)?;
-        let Self { tags, format, packing, edits, .. } = self;
-        let (format, packing) = (*format, *packing);
-        let keep_set = &keep;
-        let order =
-            Order { image, unpacked, tree, keep: keep_set, base, tags, format, packing, edits };
-        let emitted = emit::write(&order, file)?;
+        let emitted = emit::write(&self.order(original, &keep, base), file)?;
         let shared = base.and_then(|base| base.written.as_ref());
         let family_layers = shared.map_or(0, |shared| shared.layers.len());
-        let (file, tags) = (file.to_owned(), tags.clone());
+        let (file, tags) = (file.to_owned(), self.tags.clone());
         Ok(Product { keep, allowlist, emitted, file, tags, family_layers })
+    }
+
+    fn order<'a>(
+        &'a self,
+        original: &Original<'a>,
+        keep: &'a KeepSet,
+        base: Option<&'a Base>,
+    ) -> Order<'a> {
+        let Original { image, tree, unpacked } = *original;
+        let Self { tags, format, packing, edits, .. } = self;
+        let (format, packing) = (*format, *packing);
+        Order { image, unpacked, tree, keep, base, tags, format, packing, edits }
     }
 
     /// What is said of a written image where nothing was run.
     pub(super) fn summary(
         &self,
-        image: &Image,
-        tree: &Tree,
+        original: &Original<'_>,
         profile: &Profile,
         product: &Product,
     ) -> Summary {
+        let Original { image, tree, .. } = *original;
         let mut summary = Summary::of(image, tree, profile, &self.policy);
         summary.warnings.extend(self.warnings());
         summary.produced(tree, product);

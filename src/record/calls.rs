@@ -259,14 +259,20 @@ impl PathCall {
 const KEEPS: u8 = 1;
 const RENAMES: u8 = 2;
 
-/// Further ones, by name: it moves its task or gives it another place to stand in; it does not return;
-/// it may load a seccomp filter; it executes a program.
+/// Further ones: it moves its task or gives it another place to stand in; it does not return; it may load
+/// a seccomp filter; it executes a program.
+const STANDS: u8 = 4;
+const ENDS: u8 = 8;
+const FILTERS: u8 = 16;
+const EXECUTES: u8 = 32;
+
+/// Which of the further ones a call has.
 fn fate(name: &str) -> u8 {
     match name {
-        "chdir" | "fchdir" | "chroot" | "pivot_root" | "unshare" | "setns" => 4,
-        "exit" | "exit_group" | "reboot" => 8,
-        "seccomp" | "prctl" => 16,
-        "execve" | "execveat" => 32,
+        "chdir" | "fchdir" | "chroot" | "pivot_root" | "unshare" | "setns" => STANDS,
+        "exit" | "exit_group" | "reboot" => ENDS,
+        "seccomp" | "prctl" => FILTERS,
+        "execve" | "execveat" => EXECUTES,
         _ => 0,
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn read(
         let mut coming = Coming::start(scope, image, &queue, readers, jobs);
         for at in 0..image.layers.len() {
             take(Turn::Begin(at))?;
-            for batch in coming.next() {
+            for batch in coming.next().into_iter().flatten() {
                 if crate::sys::signals::interrupted() {
                     return Err(RootfsError::Interrupted);
                 }
@@ -60,7 +60,7 @@ pub(super) fn read(
 
 /// The layers that are being read, the one whose turn is next first.
 struct Coming {
-    jobs: Option<Sender<Job>>,
+    jobs: Sender<Job>,
     waiting: VecDeque<Receiver<Batch>>,
     /// The first layer that nobody was told to read.
     next: usize,
@@ -87,7 +87,7 @@ impl Coming {
                 }
             });
         }
-        let mut new = Self { jobs: Some(jobs), waiting: VecDeque::new(), next: 0, layers, readers };
+        let mut new = Self { jobs, waiting: VecDeque::new(), next: 0, layers, readers };
         new.ask();
         new
     }
@@ -96,23 +96,18 @@ impl Coming {
     fn ask(&mut self) {
         while self.waiting.len() < self.readers && self.next < self.layers {
             let (sender, receiver) = sync_channel(WAITING);
-            let asked = self.jobs.as_ref().map(|jobs| jobs.send((self.next, sender)));
-            if asked.is_none_or(|sent| sent.is_err()) {
-                break;
-            }
+            // The queue outlives this.
+            let _ = self.jobs.send((self.next, sender));
             self.waiting.push_back(receiver);
             self.next += 1;
         }
-        if self.next == self.layers {
-            self.jobs = None;
-        }
     }
 
-    /// The batches of the next layer.
-    fn next(&mut self) -> Receiver<Batch> {
+    /// The batches of the next layer, if there is one.
+    fn next(&mut self) -> Option<Receiver<Batch>> {
         let first = self.waiting.pop_front();
         self.ask();
-        first.unwrap_or_else(|| sync_channel(0).1)
+        first
     }
 }
 

@@ -1,9 +1,7 @@
 //! Reads a file's content once: for its digest, for the facts in it, and for whoever stores it.
 
-use sha2::{Digest as _, Sha256};
-
 use crate::inspect;
-use crate::model::{Digest, Facts};
+use crate::model::Facts;
 use crate::oci::layer::{Entry, EntryKind, LayerStream};
 
 use super::RootfsError;
@@ -18,20 +16,12 @@ pub(super) fn read(
     mut store: impl FnMut(&[u8]) -> Result<(), RootfsError>,
 ) -> Result<(), RootfsError> {
     let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(()) };
-    let mut hash = Sha256::new();
     let mut seen = Some(Vec::new());
-    loop {
-        let chunk = stream.chunk()?;
-        if chunk.is_empty() {
-            break;
-        }
+    let digest = stream.content(|chunk| {
         look(&mut seen, chunk, facts);
-        hash.update(chunk);
-        store(chunk)?;
-        let n = chunk.len();
-        stream.consume(n);
-    }
-    *content = Some(Digest::from_raw(hash.finalize().into()));
+        store(chunk)
+    })?;
+    *content = Some(digest);
     if let Some(whole) = seen {
         *facts = inspect::facts(&whole).map(Box::new);
     }

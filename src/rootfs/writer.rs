@@ -288,17 +288,14 @@ impl Writer {
         }
         let (name, layer) = from;
         // What the link names is here most often, and asking for all names of it takes long.
-        if name != path && is_here(&self.files, name) {
-            self.make_room(path)?;
-            self.link_here(name, path)?;
-            self.files.insert(path.clone(), inode);
-            return Ok(());
-        }
-        let others = stack.others(inode, path);
-        let here = others.iter().find(|name| is_here(&self.files, *name)).cloned();
+        let others = match is_here(&self.files, name) {
+            true => BTreeSet::from([name.clone()]),
+            false => stack.others(inode, path),
+        };
+        let here = others.iter().find(|name| is_here(&self.files, *name));
         self.make_room(path)?;
         if let Some(source) = here {
-            self.link_here(&source, path)?;
+            self.link_here(source, path)?;
         } else {
             if let Some(lower) = lowers.get(*layer) {
                 self.copy_up(stack.tree(), path, (lower, name))?;

@@ -44,18 +44,13 @@ impl Parcel<'_> {
         member(&mut tar, &config, &self.image.config_bytes)?;
         written.insert(config.clone());
         let mut layers = Vec::new();
-        let stored = |at: usize| {
-            let size = self.image.layers[at].blob.map(|(_, size)| size);
-            size.or_else(|| self.image.blobs.size(at)).unwrap_or(0)
-        };
-        let total = (0..self.image.layers.len()).map(stored).sum();
-        let mut done = 0;
+        let (mut done, total) = (0, self.image.stored_bytes());
         for at in 0..self.image.layers.len() {
             let name = self.layer_name(at, readable);
             if written.insert(name.clone()) {
                 self.layer(&mut tar, at, &name, readable, &|n| (self.progress)(done + n, total))?;
             }
-            done += stored(at);
+            done += self.image.stored_size(at);
             layers.push(name);
         }
         if let Some(manifest) = manifest {

@@ -69,12 +69,8 @@ pub struct Meta {
     pub gid: u32,
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
-    #[serde(default, skip_serializing_if = "no_xattrs")]
+    #[serde(default, skip_serializing_if = "Xattrs::is_empty")]
     pub xattrs: Xattrs,
-}
-
-fn no_xattrs(xattrs: &Xattrs) -> bool {
-    xattrs.is_empty()
 }
 
 impl Meta {

@@ -393,12 +393,15 @@ impl<R: BufRead> BufRead for TarReader<R> {
 
 impl<R: BufRead> Read for TarReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let there = self.fill_buf()?;
-        let n = buf.len().min(there.len());
-        buf[..n].copy_from_slice(&there[..n]);
-        self.consume(n);
-        Ok(n)
+        read_buffered(self, buf)
     }
+}
+
+/// [`Read::read`] of a reader whose own way is to lend what it has.
+pub(super) fn read_buffered(from: &mut impl BufRead, buf: &mut [u8]) -> io::Result<usize> {
+    let n = from.fill_buf()?.read(buf)?;
+    from.consume(n);
+    Ok(n)
 }
 
 /// Passes over `len` bytes; how many of them there were not.

@@ -15,6 +15,7 @@ use crate::model::{DiffId, Digest};
 use crate::oci::Image;
 use crate::oci::limits::{Limits, Spent};
 
+use super::reader::read_buffered;
 use super::{Compression, Entry, EntryKind, LayerError, TarReader};
 
 const CHUNK: usize = 256 << 10;
@@ -95,9 +96,29 @@ impl LayerStream {
         self.tar.skip_entry().map_err(|error| self.cause(error))
     }
 
-    /// The next bytes of the content of the entry at hand, as many as are there; none at its end. The same
-    /// ones again until [`LayerStream::consume`] takes them.
-    pub fn chunk(&mut self) -> Result<&[u8], LayerError> {
+    /// Hands what is left of the content of the entry at hand to `take`, as it comes; the digest of it.
+    ///
+    /// # Errors
+    /// What reading meets, and what `take` returns.
+    pub fn content<E: From<LayerError>>(
+        &mut self,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Digest, E> {
+        let mut hash = Sha256::new();
+        loop {
+            let chunk = self.chunk()?;
+            if chunk.is_empty() {
+                return Ok(Digest::from_raw(hash.finalize().into()));
+            }
+            hash.update(chunk);
+            take(chunk)?;
+            let n = chunk.len();
+            self.tar.consume(n);
+        }
+    }
+
+    /// The next bytes of the content, as many as are there; none at its end.
+    fn chunk(&mut self) -> Result<&[u8], LayerError> {
         if let Err(error) = self.tar.fill_buf() {
             let error = self.tar.content_error(&error);
             return Err(self.cause(error));
@@ -105,11 +126,6 @@ impl LayerStream {
         let (layer, blob, diff_id) = (self.layer, self.blob, self.diff_id);
         let unread = |source| LayerError::Read { layer, blob: blob_name(blob, diff_id), source };
         self.tar.fill_buf().map_err(unread)
-    }
-
-    /// Takes `n` bytes of what [`LayerStream::chunk`] gave.
-    pub fn consume(&mut self, n: usize) {
-        self.tar.consume(n);
     }
 
     /// Reads the bytes of the tar itself, uncompressed; 0 at its end. Not together with
@@ -297,10 +313,6 @@ impl BufRead for Chunks {
 
 impl Read for Chunks {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let there = self.fill_buf()?;
-        let n = buf.len().min(there.len());
-        buf[..n].copy_from_slice(&there[..n]);
-        self.consume(n);
-        Ok(n)
+        read_buffered(self, buf)
     }
 }
