@@ -118,6 +118,7 @@ fn find(namespace: &str, name: &str) -> Result<Option<(String, Descriptor)>, Sou
         digest: (*digest).to_owned(),
         size: 0,
         platform: None,
+        urls: Vec::new(),
         annotations: Default::default(),
     };
     Ok(Some(((*name).to_owned(), descriptor)))
