@@ -24,7 +24,9 @@ pub(super) struct BuildArgs {
     #[arg(required = true, value_name = "PROFILE")]
     profiles: Vec<PathBuf>,
     /// Build several images, each profile's own: the layers that they share are filtered by what all
-    /// of them use, and stay shared. Each image gets a folder below the results'
+    /// of them use, and stay shared. Each image gets a folder below the results', called as the image; one
+    /// without a name as its profile's file, or as the folder of that where several files are called the
+    /// same
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     family: Option<bool>,
     /// Image, as `slim trace --image` takes it; with --family each of them, in any order

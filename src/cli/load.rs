@@ -39,6 +39,7 @@ impl LoadArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
         let access = self.reach.access();
         let spec = LoadSpec { path: self.path, to: self.to, tags: self.tag, access };
+        crate::runtime::install_signal_handlers()?;
         let terminal = Terminal::new();
         let loaded = pipeline::load(&spec, &terminal);
         terminal.finish();

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{Digest, KeepSet};
-use crate::oci::Image;
 use crate::oci::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
+use crate::oci::{Image, Layer};
 
 use super::EmitError;
 use super::blob::Written;
@@ -84,10 +84,21 @@ pub(super) fn manifest(
         schema_version: 2,
         media_type: OCI_MANIFEST.into(),
         config: descriptor(OCI_CONFIG, Digest::of(config), config.len() as u64),
-        layers: layers.iter().map(|l| descriptor(l.media_type, l.digest, l.size)).collect(),
+        layers: layers.iter().map(|layer| described(image, layer)).collect(),
         annotations,
     };
     serde_json::to_vec(&manifest).expect("a manifest is plain JSON")
+}
+
+/// What is said of a blob holds as long as it is that blob: the digests and places in it of eStargz
+/// and zstd:chunked are wrong once the layer is compressed again.
+fn described(image: &Image, layer: &Written) -> Descriptor {
+    let new = descriptor(layer.media_type, layer.digest, layer.size);
+    let same = |of: &&Layer| of.blob.is_some_and(|(digest, _)| digest == layer.digest);
+    match image.layers.iter().find(same).cloned() {
+        Some(Layer { annotations, urls, .. }) => Descriptor { annotations, urls, ..new },
+        None => new,
+    }
 }
 
 pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
@@ -96,6 +107,7 @@ pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descrip
         digest: digest.to_string(),
         size,
         platform: None,
+        urls: Vec::new(),
         annotations: Default::default(),
     }
 }

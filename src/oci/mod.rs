@@ -46,6 +46,22 @@ pub struct Layer {
     /// (docker-archive).
     pub blob: Option<(Digest, u64)>,
     pub diff_id: DiffId,
+    /// What the manifest says of the blob, and where else it can be had.
+    pub annotations: BTreeMap<String, String>,
+    pub urls: Vec<String>,
+}
+
+impl Layer {
+    /// A layer of which nothing else is known.
+    pub fn new(media_type: String, blob: Option<(Digest, u64)>, diff_id: DiffId) -> Self {
+        Self { media_type, blob, diff_id, annotations: BTreeMap::new(), urls: Vec::new() }
+    }
+
+    /// Adds what its descriptor says beside that.
+    pub fn described(self, descriptor: &manifest::Descriptor) -> Self {
+        let manifest::Descriptor { annotations, urls, .. } = descriptor.clone();
+        Self { annotations, urls, ..self }
+    }
 }
 
 /// Where the bytes of layers come from.

@@ -4,6 +4,7 @@
 //! then lie above it. Images may share layers in turn: two of three may have more in common.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -173,14 +174,15 @@ fn members(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Vec<Member>, Pi
     reporter.step("reading the images");
     let policies = policies(spec);
     let ids: Vec<Vec<DiffId>> = pairs.iter().map(|(image, ..)| image.diff_ids()).collect();
+    let named = pairs.iter().map(|(image, _, path)| (image.name.as_deref(), path.as_path()));
+    let folders = folder_names(&named.collect::<Vec<_>>());
     let mut members: Vec<Member> = Vec::new();
-    for (at, (image, profile, path)) in pairs.into_iter().enumerate() {
+    for (at, ((image, profile, _), folder)) in pairs.into_iter().zip(folders).enumerate() {
         let shared = |other: &Vec<DiffId>| common(&ids[at], other);
         let cuts = ids.iter().enumerate().filter(|(other, _)| *other != at);
         let cuts: BTreeSet<usize> = cuts.map(|(_, other)| shared(other)).collect();
         let (tree, cuts) = rootfs::index_at(&image, &cuts)?;
         let wanted = spec.product.fit(&image, &policies)?;
-        let folder = folder_name(&image, path, &members);
         let keep = KeepSet::default();
         members.push(Member { image, profile, wanted, folder, tree, cuts, keep });
     }
@@ -239,17 +241,28 @@ fn common(a: &[DiffId], b: &[DiffId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// The last part of the image's name, or the profile's file name, once each.
-fn folder_name(image: &Image, profile: &Path, others: &[Member]) -> String {
-    let of_image = image.name.as_deref().map(|name| {
-        let name = name.split('@').next().unwrap_or(name);
-        name.rsplit('/').next().unwrap_or(name).replace(':', "-")
-    });
-    let stem = || profile.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let name = of_image.unwrap_or_else(stem);
-    let taken = |name: &String| others.iter().any(|other| other.folder == *name);
-    let numbered = (2..).map(|n| format!("{name}-{n}"));
-    std::iter::once(name.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(name)
+/// How the folders of the images are called: the last part of the image's name; for one without a name
+/// the profile's file name or, where several are called the same, the folder that it lies in.
+fn folder_names(members: &[(Option<&str>, &Path)]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for (image, profile) in members {
+        let stem = profile.file_stem();
+        let alike = members.iter().filter(|(_, other)| other.file_stem() == stem).count();
+        let folder = || profile.canonicalize().ok()?.parent()?.file_name().map(OsStr::to_owned);
+        let of_profile = || {
+            let folder = if alike > 1 { folder() } else { None };
+            folder.as_deref().or(stem).unwrap_or_default().to_string_lossy().into_owned()
+        };
+        let of_image = |name: &str| {
+            let name = name.split('@').next().unwrap_or(name);
+            name.rsplit('/').next().unwrap_or(name).replace(':', "-")
+        };
+        let name = image.map_or_else(of_profile, of_image);
+        let numbered = (2..).map(|n| format!("{name}-{n}"));
+        let all = std::iter::once(name.clone()).chain(numbered);
+        names.extend(all.into_iter().find(|name| !names.contains(name)));
+    }
+    names
 }
 
 struct Work<'a> {
@@ -342,5 +355,36 @@ impl Work<'_> {
         results.summary(&summary)?;
         write_json(&results.path("profile.json"), profile)?;
         Ok((product, summary))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_called_as_the_images_or_as_what_tells_the_profiles_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let paths = ["web/profile.json", "db/profile.json", "old/db/profile.json", "cli.json"];
+        let paths = paths.map(put);
+        for (images, want) in [
+            ([None; 4], ["web", "db", "db-2", "cli"]),
+            (
+                [Some("shop/web:1"), Some("h:5000/x/web:1@sha256:0"), None, Some("cli")],
+                ["web-1", "web-1-2", "db", "cli"],
+            ),
+        ] {
+            let members: Vec<_> =
+                images.iter().zip(&paths).map(|(image, path)| (*image, path.as_path())).collect();
+            assert_eq!(folder_names(&members), want);
+        }
+        // One profile needs nothing to be told apart by.
+        assert_eq!(folder_names(&[(None, &paths[0])]), ["profile"]);
     }
 }

@@ -212,6 +212,7 @@ impl<'a> Work<'a> {
         }
         let mut outcome = outcome?;
         outcome.fold(profile, self.shelf.tree()?)?;
+        self.run_dir.discard(folder);
         for warning in &outcome.warnings {
             if !summary.warnings.contains(warning) {
                 summary.warnings.push(warning.clone());

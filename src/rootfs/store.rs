@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::thread::JoinHandle;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct RunDir {
     /// Twelve hexadecimal digits.
     pub id: String,
     pub path: PathBuf,
+    /// What removes folders meanwhile.
+    sweeps: Mutex<Vec<JoinHandle<()>>>,
     _lock: File,
 }
 
@@ -116,7 +119,7 @@ impl Store {
         let runs = self.folder("runs")?;
         let (path, lock) = new_locked(&runs, "")?;
         let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(RunDir { id, path, _lock: lock })
+        Ok(RunDir { id, path, sweeps: Mutex::default(), _lock: lock })
     }
 
     /// The folder of one layer, from the store or unpacked now. Applies it to `stack`.
@@ -304,11 +307,27 @@ impl Store {
     }
 }
 
+impl RunDir {
+    /// Removes a folder below that nothing needs any more, while the caller goes on: a database's
+    /// thousand files take as long as a good part of a small image.
+    pub fn discard(&self, folder: PathBuf) {
+        let sweep = std::thread::spawn(move || remove(&folder));
+        self.sweeps.lock().map(|mut sweeps| sweeps.push(sweep)).unwrap_or_default();
+    }
+}
+
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if let Err(error) = super::housekeeping::remove_tree(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "left for `slim clean`");
+        for sweep in self.sweeps.get_mut().map(std::mem::take).unwrap_or_default() {
+            let _ = sweep.join();
         }
+        remove(&self.path);
+    }
+}
+
+fn remove(folder: &Path) {
+    if let Err(error) = super::housekeeping::remove_tree(folder) {
+        tracing::debug!(path = %folder.display(), %error, "left for `slim clean`");
     }
 }
 

@@ -16,6 +16,8 @@ use crate::oci::manifest::{
 };
 use crate::wire::Reference;
 
+use super::engine::go_on;
+
 /// What is loaded, and as what.
 #[derive(Clone, Copy)]
 pub struct Parcel<'a> {
@@ -117,6 +119,7 @@ struct Told<'a, R> {
 
 impl<R: Read> Read for Told<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        go_on()?;
         let n = self.from.read(buf)?;
         self.n += n as u64;
         (self.progress)(self.n);

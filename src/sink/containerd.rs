@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::wire::engine;
+
 use super::SinkError;
 use super::archive::Parcel;
 use super::engine::{Program, any, piped};
@@ -12,6 +14,8 @@ pub(super) fn load(parcel: Parcel<'_>, space: Option<&str>) -> Result<String, Si
     let Some(first) = parcel.names.first().map(ToString::to_string) else {
         return Err(ctr.error("an image has no name, and there is none without: give --tag".into()));
     };
+    // `ctr` waits until its patience ends.
+    engine::containerd().map_err(|why| ctr.error(why))?;
     piped(parcel, any, |archive| ctr.run(&["images", "import", "-"], Some(archive)))?;
     let id = target(&ctr, &first)?;
     check(&ctr, parcel, &id)?;

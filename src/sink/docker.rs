@@ -1,19 +1,26 @@
 //! Into Docker's engine, by its API.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::wire::engine::{self, Engine, in_path};
 
 use super::SinkError;
 use super::archive::Parcel;
-use super::engine::piped;
+use super::engine::{piped, unless_interrupted};
 
 const ENGINE: &str = "Docker's engine";
 
 pub(super) fn load(parcel: Parcel<'_>) -> Result<String, SinkError> {
-    let engine = Engine::open()?;
+    let engine = Arc::new(Engine::open()?);
     let said = piped(parcel, readable, |archive| {
-        Ok(engine.post("/images/load?quiet=1", "to load the image", Some(Box::new(archive)))?)
+        let engine = Arc::clone(&engine);
+        let said = unless_interrupted(move || {
+            engine.post("/images/load?quiet=1", "to load the image", Some(Box::new(archive)))
+        });
+        // Once it has read all it cannot be told to stop.
+        Ok(said.ok_or(SinkError::Interrupted { engine: ENGINE })??)
     })?;
     // It answers 200 before it reads on: what fails after that is told in the stream.
     let failure = said.lines().find_map(|line| {

@@ -53,6 +53,10 @@ pub enum SinkError {
         "{name} asks for {want}, and the image is {got}: leave the digest out, it comes from the content"
     )]
     Pinned { name: String, want: Digest, got: Digest },
+    #[error(
+        "interrupted while {engine} took the image: it has it only if all of it had been sent by then"
+    )]
+    Interrupted { engine: &'static str },
     #[error("{engine} does not take the image: {why}")]
     Engine { engine: &'static str, why: String },
     #[error(transparent)]
@@ -73,6 +77,7 @@ impl SinkError {
             Self::Wire { source, .. } if source.fault() == Fault::Image => Fault::Host,
             Self::Wire { source, .. } => source.fault(),
             Self::Pinned { .. } => Fault::Usage,
+            Self::Interrupted { .. } => Fault::Interrupted,
             Self::Engine { .. } => Fault::Host,
             // An image that is not there after it was loaded is the engine's doing, too.
             Self::Docker(error) if error.fault() == Fault::Image => Fault::Host,

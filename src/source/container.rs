@@ -302,6 +302,6 @@ pub(super) fn pair_layers(
         let (layers, diff_ids) = (blobs.len(), diff_ids.len());
         return Err(SourceError::LayerCount { path: container.path.clone(), layers, diff_ids });
     }
-    let layer = |((media_type, blob), diff_id)| Layer { media_type, blob, diff_id };
+    let layer = |((media_type, blob), diff_id)| Layer::new(media_type, blob, diff_id);
     Ok(blobs.into_iter().zip(diff_ids.iter().copied()).map(layer).collect())
 }

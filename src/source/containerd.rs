@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::model::Digest;
 use crate::oci::Image;
 use crate::oci::manifest::Descriptor;
-use crate::wire::Reference;
+use crate::wire::{Reference, engine};
 
 use super::container::{Container, blob_name};
 use super::trust::{self, Origin};
@@ -20,18 +20,12 @@ use super::{Access, SourceError, full_name, host_platform, layout, spool};
 
 const TRANSPORT: &str = "containerd";
 const ENGINE: &str = "containerd";
-const ADDRESS: &str = "/run/containerd/containerd.sock";
 /// Where a name is looked for first, if no namespace is given: `ctr`'s own default.
 const DEFAULT: &str = "default";
 
 /// What it is called in messages, with where it is.
 pub(super) fn place() -> String {
-    format!("{ENGINE} ({})", address().display())
-}
-
-fn address() -> PathBuf {
-    let set = std::env::var_os("CONTAINERD_ADDRESS").filter(|address| !address.is_empty());
-    set.map_or_else(|| ADDRESS.into(), PathBuf::from)
+    format!("{ENGINE} ({})", engine::containerd_socket().display())
 }
 
 /// Opens `[NAMESPACE/]NAME[:TAG][@DIGEST]`.
@@ -75,11 +69,7 @@ pub(super) fn of_container(container: &str) -> Result<String, SourceError> {
 /// Namespaces to look in, each with what to look for there. A name may well begin like a namespace:
 /// Docker has one called `moby`, and there are images called `moby/buildkit`.
 fn places(text: &str) -> Result<Vec<(String, String)>, SourceError> {
-    let address = address();
-    if !address.exists() {
-        let (engine, why) = (ENGINE.to_owned(), format!("there is no {}", address.display()));
-        return Err(SourceError::NoEngine { engine, why });
-    }
+    engine::containerd().map_err(|why| SourceError::NoEngine { engine: ENGINE.to_owned(), why })?;
     if text.is_empty() || text.starts_with('-') || text.contains(char::is_whitespace) {
         return Err(SourceError::NotInEngine { engine: ENGINE, name: text.to_owned() });
     }
@@ -118,6 +108,7 @@ fn find(namespace: &str, name: &str) -> Result<Option<(String, Descriptor)>, Sou
         digest: (*digest).to_owned(),
         size: 0,
         platform: None,
+        urls: Vec::new(),
         annotations: Default::default(),
     };
     Ok(Some(((*name).to_owned(), descriptor)))

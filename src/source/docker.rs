@@ -124,6 +124,7 @@ pub(super) fn stand_in(config: Digest, size: u64, parsed: &ImageConfig, sizes: &
         digest,
         size,
         platform: None,
+        urls: Vec::new(),
         annotations: Default::default(),
     };
     let layers = parsed.diff_ids().into_iter().zip(sizes);

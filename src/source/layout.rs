@@ -75,6 +75,8 @@ pub(super) fn read_top(
     let blobs = layers.iter().filter_map(|(_, blob)| *blob);
     let names = blobs.map(|(digest, _)| blob_name(&digest)).collect();
     let layers = pair_layers(&container, layers, &config.diff_ids())?;
+    let described = layers.into_iter().zip(&manifest.layers).map(|(l, of)| l.described(of));
+    let layers = described.collect();
     let blobs: Arc<dyn BlobSource> = Arc::new(Blobs { container, names });
     Ok(Image {
         name,

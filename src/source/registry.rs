@@ -209,10 +209,8 @@ impl Found<'_> {
             let (path, layers, diff_ids) = (self.place(), blobs.len(), diff_ids.len());
             return Err(SourceError::LayerCount { path, layers, diff_ids });
         }
-        let layer = |((layer, blob), diff_id): ((&Descriptor, &(Digest, u64)), _)| Layer {
-            media_type: layer.media_type.clone(),
-            blob: Some(*blob),
-            diff_id,
+        let layer = |((layer, blob), diff_id): ((&Descriptor, &(Digest, u64)), _)| {
+            Layer::new(layer.media_type.clone(), Some(*blob), diff_id).described(layer)
         };
         let layers = manifest.layers.iter().zip(&blobs).zip(diff_ids).map(layer).collect();
         Ok(Image {

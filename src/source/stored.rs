@@ -45,6 +45,7 @@ pub fn stored(reference: &str) -> Result<Stored, SourceError> {
             digest: Digest::of(&bytes).to_string(),
             size: bytes.len() as u64,
             platform: None,
+            urls: Vec::new(),
             annotations: BTreeMap::new(),
         };
         return Ok(Stored { container, top, whole: Some(bytes) });

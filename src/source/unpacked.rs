@@ -77,7 +77,7 @@ pub(super) fn image(parts: Parts, platform: &str) -> Result<Image, SourceError> 
     let sizes: Vec<u64> = parts.layers.iter().map(|place| place.size).collect();
     let size = parts.config_bytes.len() as u64;
     let stand_in = || super::docker::stand_in(config_digest, size, &config, &sizes);
-    let layer = |diff_id| Layer { media_type: OCI_LAYER.to_owned(), blob: None, diff_id };
+    let layer = |diff_id| Layer::new(OCI_LAYER.to_owned(), None, diff_id);
     Ok(Image {
         name: parts.name,
         platform: config.platform(),

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::maps::{Array, HashMap, Map, MapError};
-use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::programs::{BtfTracePoint, Iter, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 
 use super::ring::BpfRing;
@@ -103,6 +103,9 @@ pub enum BpfError {
     Ring(#[source] std::io::Error),
 }
 
+/// What the kernel said of the programs, by name.
+type Loaded = std::collections::HashMap<&'static str, Result<(), ProgramError>>;
+
 /// The loaded object. Dropping it detaches everything.
 pub struct Bpf {
     ebpf: Ebpf,
@@ -123,31 +126,70 @@ impl Bpf {
         if !cfg!(target_arch = "x86_64") {
             return Err(BpfError::Architecture);
         }
-        let btf = Btf::from_sys_fs().map_err(BpfError::NoBtf)?;
-        let mut loader = EbpfLoader::new();
+        // the loader reads the kernel's types for itself as well: side by side
+        let (btf, mut loader) = std::thread::scope(|scope| {
+            let btf = scope.spawn(Btf::from_sys_fs);
+            let loader = EbpfLoader::new();
+            (btf.join(), loader)
+        });
+        let btf = btf.map_err(|_| BpfError::Absent("reader of the kernel's types"))?;
+        let btf = btf.map_err(BpfError::NoBtf)?;
         loader.map_max_entries("ring", ring_bytes).map_max_entries("tasks", process_ids());
         loader.map_max_entries("threads", tasks).map_max_entries("unused", tasks);
         let ebpf = loader.btf(Some(&btf)).load(OBJECT)?;
         let mut bpf = Self { ebpf, parts: Vec::new(), ring_bytes };
         bpf.set_array("state", 0, State { size: tasks, ..State::default() })?;
+        let mut loaded = bpf.load_together(&btf, both);
+        let inside = loaded.remove(INSIDE).ok_or(BpfError::Absent(INSIDE))?;
+        inside.map_err(|error| refused(INSIDE, error))?;
         for part in &PARTS {
-            if let Need::Instead(of) = part.need
-                && bpf.parts.iter().any(|p| p.name == of || p.need == Need::Instead(of))
-            {
-                continue;
-            }
-            if part.need == Need::Unkept && !both {
-                continue;
-            }
             let name = part.name;
-            match bpf.program(name)?.load(part.tracepoint, &btf) {
+            let done = match part.need {
+                Need::Instead(of) if bpf.has(of) => continue,
+                Need::Instead(_) => bpf.program(name)?.load(part.tracepoint, &btf),
+                Need::Unkept if !both => continue,
+                _ => loaded.remove(name).ok_or(BpfError::Absent(name))?,
+            };
+            match done {
                 Ok(()) => bpf.parts.push(part),
                 Err(error) if part.need.is_firm() => return Err(refused(name, error)),
                 Err(error) => tracing::debug!(%error, name, "not loaded"),
             }
         }
-        bpf.inside()?.load("task", &btf).map_err(|error| refused(INSIDE, error))?;
         Ok(bpf)
+    }
+
+    /// Has the kernel check side by side all programs that stand for themselves, for that takes most
+    /// of a start's time; what it said of each.
+    fn load_together(&mut self, btf: &Btf, both: bool) -> Loaded {
+        let wanted = |part: &&Part| match part.need {
+            Need::Always | Need::Optional => true,
+            Need::Unkept => both,
+            Need::Instead(_) => false,
+        };
+        let part = |name: &str| PARTS.iter().filter(wanted).find(|part| part.name == name);
+        std::thread::scope(|scope| {
+            let programs = self.ebpf.programs_mut();
+            let loads = programs.filter_map(|(name, program)| match (program, part(name)) {
+                (Program::BtfTracePoint(program), Some(part)) => {
+                    let load = move || program.load(part.tracepoint, btf);
+                    Some((part.name, scope.spawn(load)))
+                }
+                (Program::Iter(program), None) if name == INSIDE => {
+                    Some((INSIDE, scope.spawn(move || program.load("task", btf))))
+                }
+                _ => None,
+            });
+            let loads: Vec<_> = loads.collect();
+            let ended =
+                loads.into_iter().filter_map(|(name, load)| Some((name, load.join().ok()?)));
+            ended.collect()
+        })
+    }
+
+    /// Whether the program `name` was taken, or what stands in for it.
+    fn has(&self, name: &'static str) -> bool {
+        self.parts.iter().any(|part| part.name == name || part.need == Need::Instead(name))
     }
 
     /// Attaches every program: from here on the cgroup is seen.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use slim::model::Digest;
 
+use crate::in_place::forwarded;
 use crate::support::engines::{Containerd, Docker, Engine, Podman};
+use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::registry::{Registry, free_port, noise};
 use crate::support::{Need, SERVICE, have, host_image, outcome, script, sh, slim};
 
@@ -244,6 +246,71 @@ fn an_interrupted_upload_ends_at_once_and_leaves_the_results() {
     assert!(said.contains("interrupted") && said.contains("results are whole in out"), "{said}");
     assert!(!said.contains("nothing was written"), "{said}");
     digests(&folder.join("out"));
+}
+
+/// An engine at the far end of a slow line.
+struct Slow(u16);
+
+impl Engine for Slow {
+    fn env(&self) -> (&'static str, String) {
+        ("DOCKER_HOST", format!("tcp://127.0.0.1:{}", self.0))
+    }
+}
+
+/// Interrupts `slim load` of `folder/layout` once `begun` says that the engine is at it.
+fn interrupted_load(engine: &dyn Engine, to: &str, folder: &Path, begun: &dyn Fn() -> bool) {
+    let spool = folder.join(to);
+    std::fs::create_dir(&spool).unwrap();
+    let (key, value) = engine.env();
+    let mut load = slim(folder);
+    load.env(key, value).env("TMPDIR", &spool).args(["load", "layout", "--to", to]);
+    let child = load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !begun() {
+        assert!(began.elapsed() < Duration::from_secs(30), "{to}: no load began");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    sh("kill", &["-INT", &child.id().to_string()]);
+    let asked = Instant::now();
+    let (code, said) = outcome(&child.wait_with_output().unwrap());
+    assert_eq!(code, 130, "{to}: {said}");
+    assert!(said.contains("interrupted while"), "{to}: {said}");
+    assert!(asked.elapsed() < Duration::from_secs(6), "{to}: {:?}", asked.elapsed());
+    assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 0, "{to} left its files");
+}
+
+#[test]
+fn an_interrupted_load_ends_at_once_and_leaves_nothing() {
+    let engines = ["dockerd", "podman", "containerd", "ctr"].map(Need::Program);
+    if !have(&[&[Need::Root][..], &engines].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = dir.path();
+    let mut layer = LayerFixture::default();
+    layer = layer.raw(b'0', b"big", b"", &noise(100 << 20), &Attr::default());
+    ImageFixture::default().packed(layer, Packed::Plain).tag("it/big:1").write(folder);
+
+    let podman = Podman::new();
+    let spool = folder.join("podman");
+    let holds = |folder: &Path| {
+        let kib = sh("du", &["-s", folder.to_str().unwrap()]);
+        kib.split_whitespace().next().unwrap().parse::<u64>().unwrap() > 10 << 10
+    };
+    interrupted_load(&podman, "podman", folder, &|| holds(&spool));
+    assert_eq!(podman.ask("podman", &["images", "--quiet"]), "");
+
+    let containerd = Containerd::start();
+    let ingest = containerd.root().join("io.containerd.content.v1.content/ingest");
+    interrupted_load(&containerd, "containerd", folder, &|| holds(&ingest));
+    assert_eq!(containerd.ask("ctr", &["images", "list", "--quiet"]), "");
+
+    let docker = Docker::start();
+    let near = forwarded(docker.at().strip_prefix("unix://").unwrap());
+    let slow = Slow(slow(near.rsplit_once(':').unwrap().1.parse().unwrap()));
+    let began = Instant::now();
+    interrupted_load(&slow, "docker", folder, &|| began.elapsed() > Duration::from_secs(2));
+    assert_eq!(docker.ask("docker", &["images", "--quiet"]), "");
 }
 
 #[test]

@@ -326,4 +326,22 @@ fn containerd_takes_the_same_image() {
 
     let nowhere = slim(folder).args(["load", "image", "--to", "rkt"]).output().unwrap();
     assert_eq!(outcome(&nowhere).0, 2);
+    // One that is not there, and one that is there no more: said at once, where ctr tries for long.
+    let dead = folder.join("dead.sock");
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    for (socket, says) in [(folder.join("none.sock"), "there is no "), (dead, "cannot be reached")]
+    {
+        for verb in [
+            &["load", "image", "--to", "containerd", "--tag", "x"][..],
+            &["inspect", "containerd:x"],
+        ] {
+            let began = std::time::Instant::now();
+            let mut command = slim(folder);
+            command.env("CONTAINERD_ADDRESS", &socket).args(verb);
+            let (code, said) = outcome(&command.output().unwrap());
+            assert_eq!(code, 4, "{verb:?}: {said}");
+            assert!(said.contains(says) && said.contains("CONTAINERD_ADDRESS"), "{verb:?}: {said}");
+            assert!(began.elapsed().as_secs() < 5, "{verb:?}");
+        }
+    }
 }

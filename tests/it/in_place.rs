@@ -97,7 +97,7 @@ fn pointed(store: &Path) -> Vec<String> {
 }
 
 /// A TCP address that leads to a socket; it ends with the test.
-fn forwarded(socket: &str) -> String {
+pub fn forwarded(socket: &str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = format!("tcp://{}", listener.local_addr().unwrap());
     let socket = socket.to_owned();

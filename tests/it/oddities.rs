@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use slim::emit::{ImageFormat, write_image};
+use slim::emit::{Compression, Edits, ImageFormat, Order, Packing, write_image};
 use slim::model::{Digest, RootPath, Tree};
 use slim::oci::Image;
 use slim::rootfs::{Store, index};
@@ -14,6 +14,8 @@ use crate::images::keep_all;
 use crate::support::image::LayerFixture;
 
 const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Where foreign layers are said to be.
+const ELSEWHERE: &str = "https://example.invalid/layer";
 
 /// A layer's blob, its media type, and the tar in it.
 struct Blob {
@@ -22,6 +24,19 @@ struct Blob {
     tar: Vec<u8>,
     /// False for one that is elsewhere.
     here: bool,
+    /// What the manifest says of it.
+    annotations: Vec<(String, String)>,
+}
+
+impl Blob {
+    fn new(bytes: Vec<u8>, kind: String, tar: Vec<u8>) -> Self {
+        Self { bytes, kind, tar, here: true, annotations: Vec::new() }
+    }
+
+    fn annotated(mut self, key: &str, value: impl ToString) -> Self {
+        self.annotations.push((key.to_owned(), value.to_string()));
+        self
+    }
 }
 
 fn layout(dir: &Path, blobs: &[Blob], history: Option<Value>) -> PathBuf {
@@ -36,9 +51,14 @@ fn layout(dir: &Path, blobs: &[Blob], history: Option<Value>) -> PathBuf {
     let mut layers = Vec::new();
     for blob in blobs {
         let mut layer = put(&blob.bytes, &blob.kind);
+        if blob.kind.contains("foreign") || blob.kind.contains("nondistributable") {
+            layer["urls"] = json!([ELSEWHERE]);
+        }
         if !blob.here {
             std::fs::remove_file(folder.join(Digest::of(&blob.bytes).hex())).unwrap();
-            layer["urls"] = json!(["https://example.invalid/layer"]);
+        }
+        for (key, value) in &blob.annotations {
+            layer["annotations"][key] = json!(value);
         }
         layers.push(layer);
     }
@@ -100,6 +120,17 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().unwrap()
 }
 
+/// All of an image, stored as told.
+fn written(image: &Image, packing: Packing, target: &Path) -> Image {
+    let tree = index(image).unwrap();
+    let (keep, tags, edits) = (keep_all(&tree), ["t:1".to_owned()], Edits::default());
+    let (base, unpacked, format) = (None, None, ImageFormat::Layout);
+    let (tree, keep, tags, edits) = (&tree, &keep, &tags, &edits);
+    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits };
+    slim::emit::write(&order, target).unwrap();
+    open(target).unwrap()
+}
+
 /// eStargz: each file a gzip member of its own, a table of contents as the last file, and a footer that
 /// is an empty member with the table's place in its extra field.
 #[test]
@@ -121,11 +152,16 @@ fn estargz_layers_are_layers() {
     bytes.extend(footer.finish().unwrap());
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let digest = Digest::of(&bytes);
-    let blob = Blob { bytes, kind: format!("{OCI}+gzip"), tar, here: true };
-    let (tree, whole, _) = through(&layout(dir.path(), &[blob], None), dir.path());
+    let digested = ("containerd.io/snapshot/stargz/toc.digest", Digest::of(toc.as_bytes()));
+    let blob = Blob::new(bytes, format!("{OCI}+gzip"), tar).annotated(digested.0, digested.1);
+    let (tree, whole, filtered) = through(&layout(dir.path(), &[blob], None), dir.path());
     // Engines that do not know the format unpack its files too.
     assert_eq!(names(&tree), ["/.no.prefetch.landmark", "/a", "/drop", "/stargz.index.json"]);
     assert_eq!(whole.layers[0].blob.unwrap().0, digest, "not the same bytes");
+    // The table's digest is how a snapshotter trusts it; another layer has no such table.
+    let told = [(digested.0.to_owned(), digested.1.to_string())].into();
+    assert_eq!(whole.layers[0].annotations, told);
+    assert!(filtered.layers[0].annotations.is_empty(), "{:?}", filtered.layers[0]);
 }
 
 /// zstd:chunked: a frame for each file, and the table of contents and the footer in frames that decoders
@@ -147,9 +183,18 @@ fn zstd_chunked_layers_are_layers() {
     };
     for bytes in [frames(b""), frames(&skippable(b"first"))] {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let blob = Blob { bytes, kind: format!("{OCI}+zstd"), tar: tar.clone(), here: true };
-        let (tree, ..) = through(&layout(dir.path(), &[blob], None), dir.path());
+        let place = ("io.github.containers.zstd-chunked.manifest-position", "1:2:3:1");
+        let blob = Blob::new(bytes, format!("{OCI}+zstd"), tar.clone());
+        let blob = blob.annotated(place.0, place.1);
+        let layout = layout(dir.path(), &[blob], None);
+        let (tree, whole, filtered) = through(&layout, dir.path());
         assert_eq!(names(&tree), ["/a", "/drop"]);
+        // Whole, but compressed otherwise: the places in it are others.
+        assert!([whole, filtered].iter().all(|image| image.layers[0].annotations.is_empty()));
+        let out = dir.path().join("zstd");
+        let packing = Packing { compression: Compression::Zstd, ..Packing::default() };
+        let zstd = written(&open(&layout).unwrap(), packing, &out);
+        assert_eq!(zstd.layers[0].annotations, [(place.0.into(), place.1.into())].into());
     }
 }
 
@@ -162,11 +207,14 @@ fn foreign_layers_are_read_where_they_are() {
     for kind in [oci, docker] {
         for here in [true, false] {
             let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-            let blob = Blob { bytes: gzip(&tar), kind: kind.into(), tar: tar.clone(), here };
+            let blob = Blob { here, ..Blob::new(gzip(&tar), kind.into(), tar.clone()) };
             let digest = Digest::of(&blob.bytes);
             let layout = layout(dir.path(), &[blob], None);
             if here {
                 let (_, whole, filtered) = through(&layout, dir.path());
+                // The bytes are there for all to have; another layer is nowhere else.
+                assert_eq!(whole.layers[0].urls, [ELSEWHERE]);
+                assert!(filtered.layers[0].urls.is_empty());
                 for image in [whole, filtered] {
                     assert_eq!(image.layers[0].media_type, format!("{OCI}+gzip"));
                 }
@@ -195,7 +243,7 @@ fn images_need_no_history() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let blob = |tar: &Vec<u8>| {
             let (bytes, kind) = (gzip(tar), format!("{OCI}+gzip"));
-            Blob { bytes, kind, tar: tar.clone(), here: true }
+            Blob::new(bytes, kind, tar.clone())
         };
         let blobs: Vec<Blob> = tars.iter().map(blob).collect();
         let layout = layout(dir.path(), &blobs, history.clone());

@@ -4,6 +4,7 @@
 //! (`DOCKER_CONTEXT`, `~/.docker/config.json`), the host's socket, the user's own.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ureq::http::{Response, header};
@@ -179,6 +180,29 @@ fn message(answer: Response<Body>) -> String {
     let _ = answer.into_body().into_reader().take(4096).read_to_string(&mut said);
     let json: serde_json::Value = serde_json::from_str(&said).unwrap_or_default();
     json["message"].as_str().map_or(said.trim().to_owned(), str::to_owned)
+}
+
+/// The socket of containerd, as its client `ctr` finds it.
+pub fn containerd_socket() -> PathBuf {
+    let set = std::env::var("CONTAINERD_ADDRESS").ok().filter(|address| !address.is_empty());
+    let set = set.as_deref().unwrap_or("/run/containerd/containerd.sock");
+    set.strip_prefix("unix://").unwrap_or(set).into()
+}
+
+/// Sees whether containerd listens: `ctr` tries for ten seconds where it does not.
+///
+/// # Errors
+/// Why it does not, and what helps.
+pub fn containerd() -> Result<(), String> {
+    let socket = containerd_socket();
+    let tried = std::os::unix::net::UnixStream::connect(&socket);
+    tried.map(drop).map_err(|error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound => format!("there is no {}", socket.display()),
+            _ => format!("{} cannot be reached: {error}", socket.display()),
+        };
+        format!("{why} (CONTAINERD_ADDRESS says where it is)")
+    })
 }
 
 /// The diffIDs of an image, lowest first, as the engine's answer about it has them (`RootFS.Layers`).

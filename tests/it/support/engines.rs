@@ -120,6 +120,13 @@ impl Containerd {
     }
 }
 
+impl Containerd {
+    /// Where it keeps everything.
+    pub fn root(&self) -> std::path::PathBuf {
+        self.0.folder.path().join("root")
+    }
+}
+
 impl Engine for Containerd {
     fn env(&self) -> (&'static str, String) {
         ("CONTAINERD_ADDRESS", format!("{}/containerd.sock", self.0.folder.path().display()))
