@@ -1594,7 +1594,6 @@ int slim_exit(u64 *ctx)
 	struct task_struct *task = self();
 	struct thread *t = thread_of(task->pid);
 	s64 ret = (s64)ctx[1];
-	struct use u = {};
 	struct slot *s;
 	struct call *c;
 	u32 call, begun;
@@ -1610,16 +1609,14 @@ int slim_exit(u64 *ctx)
 		if (!call) return (s32)regs->orig_ax == -1 ? returned(t, task, ret) : 0;
 		call -= 1;
 	}
-	u.arch = call >> 31;
-	u.nr = call & 0x7fffffff;
 	s = slot_of(call, class_of(t));
 	if (!s) return 0;
 	c = &s->call;
 	if (!(c->traits & KEEPS)) t->folder_fd = 0;
-	if (c->traits & ~KEEPS) unusual(t, c, regs, u.arch, ret);
+	if (c->traits & ~KEEPS) unusual(t, c, regs, call >> 31, ret);
 	if (t->role == UNRECORDED) return 0;
 	// nearly all calls leave here; a filter's trap leaves the number, its error 0 nothing that is looked for
-	if (s->called && ret >= 0 && ret != (s64)u.nr && !c->path[0] && !c->what && !c->args) return 0;
+	if (s->called && ret >= 0 && ret != (s64)(call & 0x7fffffff) && !c->path[0] && !c->what && !c->args) return 0;
 	if (!begun || begun == ELSEWHERE) {
 		if (!begun && refused(task, s, call, ret)) {
 			note_error(t, s, REFUSED, call, ret < 0 ? (s32)ret : 0);
@@ -1630,7 +1627,7 @@ int slim_exit(u64 *ctx)
 	if (errno_of(ret)) note_error(t, s, FAILED, call, ret);
 	if (c->args) note_args(c->args, call, regs);
 	if (!c->path[0] && !c->what) return 0;
-	u.pid = task->pid;
+	struct use u = { .pid = task->pid, .arch = call >> 31, .nr = call & 0x7fffffff };
 	u.ret = ret < -4095 ? 0 : ret > 0x7fffffff ? 0x7fffffff : (s32)ret;
 	// after a call that changed the mounts they are others than when it looked
 	if (c->what != MOUNTS && c->what != PIVOT) tell_mounts(t, task);
