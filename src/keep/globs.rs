@@ -8,7 +8,7 @@ use ignore::Match;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::KeepError;
-use crate::model::{NodeKind, RootPath, Tree};
+use crate::model::{Node, NodeKind, RootPath, Tree};
 
 /// The globs of one option, in order: the last one that matches decides, `!` takes back.
 pub struct Globs {
@@ -30,12 +30,12 @@ impl Globs {
         Ok(Self { option, each, all: compile(option, lines.map(String::as_str))? })
     }
 
-    /// Calls `found` with the paths of the tree that match, in order, and the glob that decided. What
+    /// Calls `found` with what of the tree matches, in order, and the glob that decided. What
     /// lies below a directory that matches, matches too.
     pub fn matches(
         &self,
         tree: &Tree,
-        mut found: impl FnMut(&RootPath, &str),
+        mut found: impl FnMut(&RootPath, &Node, &str),
     ) -> Result<(), KeepError> {
         let mut idle: Vec<bool> = vec![true; self.each.len()];
         if self.each.is_empty() {
@@ -47,7 +47,7 @@ impl Globs {
                 *idle = *idle && matched(glob, path, is_dir).is_none();
             }
             if let Match::Ignore(glob) = matched(&self.all, path, is_dir) {
-                found(path, glob.original());
+                found(path, node, glob.original());
             }
         }
         match self.each.iter().zip(idle).find(|(_, idle)| *idle) {

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
 use crate::model::{
-    ImageConfig, KeepSet, NodeKind, Policy, Profile, Reason, Reasons, RootPath, Tree,
+    ImageConfig, KeepSet, Node, NodeKind, Policy, Profile, Reason, Reasons, RootPath, Tree,
 };
 
 pub use verify::{Finding, verify_dynamic, verify_static};
@@ -54,12 +54,15 @@ pub fn decide_for(
     let drop = globs::Globs::new("drop", &policy.drop)?;
     let keep = globs::Globs::new("keep", &policy.keep)?;
     let mut dropped = BTreeSet::new();
-    drop.matches(tree, |path, _| {
+    drop.matches(tree, |path, _, _| {
         dropped.insert(path.clone());
     })?;
     let mut keeper = Keeper::new(tree, dropped);
     keeper.executed = needs::executed(profile);
-    keep.matches(tree, |path, glob| keeper.add(path, &Reason::Policy(glob.to_owned())))?;
+    let mut named = Vec::new();
+    keep.matches(tree, |path, node, glob| named.extend(keeper.named(path, node, glob)))?;
+    // They come in order: a map is made of such at once.
+    keeper.keep.paths = named.into_iter().collect();
     for (path, reason) in needs::used(profile, tree) {
         keeper.add(&path, &reason);
     }
@@ -123,6 +126,21 @@ impl<'a> Keeper<'a> {
         Self { tree, keep, todo: Vec::new(), last: Reasons::default(), executed: BTreeSet::new() }
     }
 
+    /// What a `--keep` glob makes of a path of the tree, if it is not dropped.
+    fn named(&mut self, path: &RootPath, node: &Node, glob: &str) -> Option<(RootPath, Reasons)> {
+        if self.keep.dropped.contains(path) {
+            return None;
+        }
+        if closure::needs_others(node) {
+            self.todo.push(path.clone());
+        }
+        let same = |reason: &Reason| matches!(reason, Reason::Policy(other) if other == glob);
+        if !self.last.iter().all(same) || self.last.is_empty() {
+            self.last = Reason::Policy(glob.to_owned()).into();
+        }
+        Some((path.clone(), self.last.clone()))
+    }
+
     /// Keeps a path of the tree, unless the policy drops it.
     fn add(&mut self, path: &RootPath, reason: &Reason) {
         // The tree's own path: copies of it share the room.
@@ -166,7 +184,12 @@ impl<'a> Keeper<'a> {
     /// below a directory that is not there.
     fn finish(mut self) -> KeepSet {
         let mut parents = std::collections::BTreeMap::new();
+        let mut last: Option<&RootPath> = None;
         for path in self.keep.paths.keys() {
+            // What lies in the folder of the path before has the same ones above it.
+            if last.replace(path).is_some_and(|last| path.is_beside(last)) {
+                continue;
+            }
             for parent in path.ancestors().take_while(|p| !p.is_root()) {
                 if self.keep.paths.contains_key(&parent) {
                     break;

@@ -118,9 +118,9 @@ impl KeepSet {
     pub fn by_reason(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
         for reason in self.paths.values().flatten() {
-            *counts.entry(reason.name().to_owned()).or_insert(0) += 1;
+            *counts.entry(reason.name()).or_insert(0) += 1;
         }
-        counts
+        counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
     }
 }
 

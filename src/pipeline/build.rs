@@ -1,5 +1,6 @@
 //! `slim build`, `slim merge` and `slim seccomp`: from profiles alone, nothing is run.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use crate::model::{Policy, Profile};
@@ -61,7 +62,8 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     complete(&profile, spec.keep_going)?;
     let wanted = spec.product.fit(&image, &spec.policy)?;
     reporter.step("reading the image");
-    let tree = rootfs::index(&image)?;
+    // The process ends soon: to free a million nodes one by one would only take time.
+    let tree = ManuallyDrop::new(rootfs::index(&image)?);
     let original = Original { image: &image, tree: &tree, unpacked: None };
     let results = Results::open(&spec.output)?;
     if spec.recipe {
@@ -73,7 +75,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     }
     reporter.step("building the slim image");
     let file = results.image(spec.product.format);
-    let product = wanted.produce(&original, &profile, &file)?;
+    let product = ManuallyDrop::new(wanted.produce(&original, &profile, &file)?);
     results.seccomp(&product.allowlist)?;
     let summary = wanted.summary(&original, &profile, &product);
     finish(spec, &results, &profile, summary)

@@ -190,7 +190,11 @@ impl Summary {
 
     /// Adds what the keep-set and the allowlist say.
     pub fn decided(&mut self, tree: &Tree, keep: &KeepSet, allowlist: &Allowlist) {
-        let (files, bytes) = tree.totals_of(|path| keep.paths.contains_key(path));
+        let mut kept = keep.paths.keys().peekable();
+        let (files, bytes) = tree.totals_of(|path| {
+            while kept.next_if(|other| *other < path).is_some() {}
+            kept.next_if_eq(&path).is_some()
+        });
         (self.files.after, self.bytes.after) = (files, bytes);
         self.kept_by_reason = keep.by_reason();
         self.syscalls.allowed = allowlist.why.len() as u64;
