@@ -79,6 +79,7 @@ impl DeliverArgs {
             names: self.push.clone(),
             mount_from: from.into_iter().collect(),
             attach: self.attach.unwrap_or(false),
+            drop_urls: false,
             wire: wire.clone(),
         };
         let terminal = Terminal::new();

@@ -33,6 +33,10 @@ pub(super) struct PushArgs {
     /// Repository of the same registry that may have some of the layers: the original's
     #[arg(long, value_name = "NAME")]
     mount_from: Vec<String>,
+    /// Make ordinary layers of those that the manifest says are elsewhere too (`urls`): for registries
+    /// that take no such layers. The manifest and its digest are others then
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    drop_urls: Option<bool>,
     #[command(flatten)]
     wire: WireArgs,
     /// Print JSON
@@ -47,6 +51,7 @@ impl PushArgs {
             names: self.names,
             mount_from: self.mount_from,
             attach: self.attach.unwrap_or(false),
+            drop_urls: self.drop_urls.unwrap_or(false),
             wire: self.wire.options(),
         };
         let terminal = Terminal::new();

@@ -73,7 +73,7 @@ fn is_plain(path: &RootPath, node: &Node) -> bool {
 fn whole(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), EmitError> {
     let target = folder.join(name);
     let error = |e| EmitError::write(&target, e);
-    let mut file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder).map_err(error)?;
+    let mut file = super::part(folder).map_err(error)?;
     file.write_all(bytes).map_err(error)?;
     publish(file, &target)
 }
@@ -94,7 +94,7 @@ fn skeleton(
 ) -> Result<(), EmitError> {
     let target = folder.join("skeleton.tar");
     let error = |e| EmitError::write(&target, e);
-    let file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder).map_err(error)?;
+    let file = super::part(folder).map_err(error)?;
     let mut out = BufWriter::new(file.as_file());
     let is_dir = |(_, node): &&(&RootPath, &Node)| node.kind == NodeKind::Dir;
     for (path, node) in added.iter().filter(is_dir).filter(|(_, node)| !node.implied) {

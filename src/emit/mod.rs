@@ -21,14 +21,15 @@ mod layers;
 mod output;
 mod pack;
 mod plan;
+mod unfinished;
 
 pub use blob::Written;
 pub use dockerfile::{Recipe, write_recipe};
 pub use edits::{Edits, Removals};
 pub use index::{Member, write_index};
-pub use output::{sweep, unfinished};
 pub use pack::{Compression, Packing};
 pub use plan::{Base, Shared};
+pub use unfinished::{part, sweep, unfinished};
 
 /// Why a result could not be written.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
 use serde_json::json;
 
 use crate::model::{Digest, NodeKind, RootPath};
@@ -18,6 +17,7 @@ use crate::oci::manifest::{
 use super::blob::Written;
 use super::config::descriptor;
 use super::entry::{What, pad, write_header};
+use super::unfinished::unfinished;
 use super::{EmitError, ImageFormat};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -30,37 +30,6 @@ pub(super) struct Output {
     /// Holds the lock that says that somebody is at it.
     _lock: File,
     blobs: PathBuf,
-}
-
-/// How the temporary folders are called.
-const UNFINISHED: &str = ".slim-image-";
-
-/// Makes a temporary folder in `parent`, locked as long as the file is open: [`sweep`] leaves it alone.
-///
-/// # Errors
-/// Whatever making and locking it meets.
-pub fn unfinished(parent: &Path) -> io::Result<(tempfile::TempDir, File)> {
-    let folder = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(parent)?;
-    let lock = File::open(folder.path())?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared)?;
-    Ok((folder, lock))
-}
-
-/// Removes what a killed process left half-made in `folder`.
-pub fn sweep(folder: &Path) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let ours = entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
-        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let free = File::open(entry.path()).is_ok_and(|dir| {
-            rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
-        });
-        if free && let Err(error) = std::fs::remove_dir_all(entry.path()) {
-            tracing::info!("{} of a run that was killed stays: {error}", entry.path().display());
-        }
-    }
 }
 
 impl Output {

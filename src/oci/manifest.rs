@@ -38,6 +38,12 @@ pub fn is_layer(media_type: &str) -> bool {
     LAYERS.contains(&media_type)
 }
 
+/// The media type of the same layer where nothing forbids to hand it on (image-spec v1.1, layer.md,
+/// "Non-Distributable Layers").
+pub fn distributable(media_type: &str) -> String {
+    media_type.replace(".nondistributable.", ".").replace(".foreign.", ".")
+}
+
 /// True for the media types of an index or manifest list.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
@@ -49,7 +55,7 @@ pub fn is_manifest(media_type: &str) -> bool {
 }
 
 /// A reference to a blob, with what it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     #[serde(default)]

@@ -18,6 +18,8 @@ pub struct PushSpec {
     pub mount_from: Vec<String>,
     /// Whether the results beside the image go up too.
     pub attach: bool,
+    /// Make layers that are said to be elsewhere ordinary ones.
+    pub drop_urls: bool,
     pub wire: Options,
 }
 
@@ -43,11 +45,12 @@ pub fn push(spec: &PushSpec, reporter: &dyn Reporter) -> Result<Vec<Receipt>, Pi
     for name in &names {
         reporter.step(&format!("pushing {name}"));
         let progress = |done, total| reporter.progress(done, total);
-        receipts.push(sink::push(image, name, &from, &spec.wire, &progress)?);
+        let receipt = sink::push(image, name, &from, spec.drop_urls, &spec.wire, &progress)?;
         if !files.is_empty() {
             reporter.step(&format!("attaching the results to {name}"));
-            sink::attach(&stored.top, name, &files, &spec.wire)?;
+            sink::attach(&receipt.top, name, &files, &spec.wire)?;
         }
+        receipts.push(receipt);
         // Further repositories of the same registry can take the blobs from this one.
         from.insert(0, name.clone());
     }

@@ -34,7 +34,7 @@ fn write_by(
 ) -> Result<(), PipelineError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".slim-").tempfile_in(folder)?;
+        let mut file = emit::part(folder)?;
         fill(file.as_file_mut())?;
         file.as_file().sync_all()?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
@@ -53,8 +53,7 @@ pub(super) struct Results {
 impl Results {
     /// Makes the folder if need be, and sees that it can be written, before anything runs for it.
     pub(super) fn open(folder: &Path) -> Result<Self, PipelineError> {
-        let writable = fs::create_dir_all(folder)
-            .and_then(|()| tempfile::Builder::new().prefix(".slim-").tempfile_in(folder));
+        let writable = fs::create_dir_all(folder).and_then(|()| emit::part(folder));
         writable.map_err(|error| PipelineError::Host {
             what: format!("the results cannot be written to {}", folder.display()),
             why: error.to_string(),

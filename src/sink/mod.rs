@@ -4,14 +4,13 @@
 //! repository is mounted, what broke off goes on. The manifest comes last, so that a name never
 //! points at an image that is not whole.
 
-use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::model::{Digest, DigestError};
-use crate::oci::manifest::{Descriptor, Index, Manifest, is_index, is_manifest};
+use crate::oci::manifest::Descriptor;
 use crate::wire::{Content, Fault, Options, Pushed, Reference, Repository, WireError};
 
 mod archive;
@@ -19,16 +18,15 @@ mod artifact;
 mod containerd;
 mod docker;
 mod engine;
+mod parts;
 mod podman;
 
 pub use archive::Parcel;
 pub use artifact::{Attachment, attach};
 pub use engine::{Target, load};
 
-/// More than any manifest or index, bytes.
-const MAX_JSON: u64 = 16 << 20;
-/// Indexes may nest; so deep none does in earnest.
-const MAX_DEPTH: usize = 8;
+use parts::Parts;
+
 /// Blobs on their way at once.
 const STREAMS: usize = 4;
 
@@ -57,6 +55,14 @@ pub enum SinkError {
         "interrupted while {engine} took the image: it has it only if all of it had been sent by then"
     )]
     Interrupted { engine: &'static str },
+    #[error(
+        "{name} does not take layer {layer} with the addresses that it is said to be at ({urls}): allow them in the registry (validation.manifests.urls in the configuration of Docker's), or push the image with `slim push --drop-urls`, which makes an ordinary layer of it and so another manifest"
+    )]
+    Foreign { name: String, layer: String, urls: String, source: Box<WireError> },
+    #[error(
+        "layer {layer} is not in the image, which only says where it is ({urls}): without --drop-urls the registry may take it so"
+    )]
+    Elsewhere { layer: String, urls: String },
     #[error("{engine} does not take the image: {why}")]
     Engine { engine: &'static str, why: String },
     #[error(transparent)]
@@ -78,7 +84,7 @@ impl SinkError {
             Self::Wire { source, .. } => source.fault(),
             Self::Pinned { .. } => Fault::Usage,
             Self::Interrupted { .. } => Fault::Interrupted,
-            Self::Engine { .. } => Fault::Host,
+            Self::Engine { .. } | Self::Foreign { .. } => Fault::Host,
             // An image that is not there after it was loaded is the engine's doing, too.
             Self::Docker(error) if error.fault() == Fault::Image => Fault::Host,
             Self::Docker(error) => error.fault(),
@@ -100,6 +106,8 @@ pub struct Receipt {
     /// The name in full, with tag.
     pub name: String,
     pub digest: String,
+    /// The manifest or index as it is in the registry.
+    pub top: Descriptor,
     /// Blobs by what became of them.
     pub present: u64,
     pub mounted: u64,
@@ -109,7 +117,8 @@ pub struct Receipt {
 }
 
 /// Pushes `image` under `name`. `mount_from` are repositories of which the registry may have blobs
-/// already: those of other registries are passed over. `progress` hears of bytes done and in all.
+/// already: those of other registries are passed over. With `drop_urls` layers that are said to be
+/// elsewhere become ordinary ones. `progress` hears of bytes done and in all.
 ///
 /// # Errors
 /// The image cannot be read, or the registry does not take it.
@@ -117,33 +126,33 @@ pub fn push(
     image: Image<'_>,
     name: &Reference,
     mount_from: &[Reference],
+    drop_urls: bool,
     options: &Options,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Receipt, SinkError> {
-    let digest = digest("the image", image.top)?;
+    let parts = Parts::of(image, drop_urls)?;
+    let digest = parts.top().digest;
     if let Some(want) = name.digest.filter(|want| *want != digest) {
         return Err(SinkError::Pinned { name: name.to_string(), want, got: digest });
     }
     let wire = |source| SinkError::wire(name, source);
     let target = Repository::target(name).map_err(wire)?;
     let repository = Arc::new(Repository::open(&target, options).map_err(wire)?);
-    let mut parts = Parts::default();
-    parts.collect(image, image.top, 0)?;
     let from = mount_from
         .iter()
         .find(|other| other.host == name.host && other.repository != name.repository)
         .map(|other| other.repository.as_str());
     let receipt = blobs(image, name, &repository, &parts, from, progress)?;
     // Manifests, the lowest first; the last is the image itself.
-    let (top, below) = parts.manifests.split_last().expect("the image itself is among them");
-    for part in below {
-        let wanted = part.digest.to_string();
-        repository.push_manifest(&wanted, &part.media_type, &part.bytes).map_err(wire)?;
+    for part in &parts.manifests {
+        let tag = name.tag.clone().filter(|_| part.digest == digest);
+        let wanted = tag.unwrap_or_else(|| part.digest.to_string());
+        let pushed = repository.push_manifest(&wanted, &part.media_type, &part.bytes);
+        pushed.map_err(|source| part.refused(name, source))?;
     }
-    let wanted = name.tag.clone().unwrap_or_else(|| digest.to_string());
-    repository.push_manifest(&wanted, &top.media_type, &top.bytes).map_err(wire)?;
     let shown = Reference { digest: None, ..name.clone() }.to_string();
-    Ok(Receipt { name: shown, digest: digest.to_string(), ..receipt })
+    let top = parts.top().descriptor();
+    Ok(Receipt { name: shown, digest: digest.to_string(), top, ..receipt })
 }
 
 /// Sends the blobs, several at once.
@@ -234,60 +243,7 @@ impl Read for Counted {
     }
 }
 
-/// All that an image is made of.
-#[derive(Default)]
-struct Parts {
-    blobs: BTreeSet<(Digest, u64)>,
-    /// What refers to others comes after them.
-    manifests: Vec<Part>,
-}
-
-/// A manifest or index, as it goes up.
-struct Part {
-    digest: Digest,
-    media_type: String,
-    bytes: Vec<u8>,
-}
-
-impl Parts {
-    fn collect(
-        &mut self,
-        image: Image<'_>,
-        descriptor: &Descriptor,
-        depth: usize,
-    ) -> Result<(), SinkError> {
-        let media_type = descriptor.media_type.clone();
-        let digest = digest("a manifest", descriptor)?;
-        let bytes = read(image, &digest)?;
-        let json = |source| SinkError::Json { what: format!("the manifest {digest}"), source };
-        if is_manifest(&media_type) {
-            let manifest: Manifest = serde_json::from_slice(&bytes).map_err(json)?;
-            for blob in manifest.layers.iter().chain([&manifest.config]) {
-                self.blobs.insert((self::digest("a layer", blob)?, blob.size));
-            }
-        } else if is_index(&media_type) && depth < MAX_DEPTH {
-            let index: Index = serde_json::from_slice(&bytes).map_err(json)?;
-            for below in &index.manifests {
-                self.collect(image, below, depth + 1)?;
-            }
-        } else {
-            let what = format!("the manifest {digest}");
-            return Err(SinkError::MediaType { what, found: media_type });
-        }
-        self.manifests.push(Part { digest, media_type, bytes });
-        Ok(())
-    }
-}
-
 fn digest(what: &str, descriptor: &Descriptor) -> Result<Digest, SinkError> {
     let parsed = descriptor.digest.parse();
     parsed.map_err(|source| SinkError::Digest { what: what.to_owned(), source })
-}
-
-fn read(image: Image<'_>, digest: &Digest) -> Result<Vec<u8>, SinkError> {
-    let mut bytes = Vec::new();
-    let read =
-        image.content.open(digest, 0).and_then(|from| from.take(MAX_JSON).read_to_end(&mut bytes));
-    read.map_err(|source| SinkError::Read { what: format!("the manifest {digest}"), source })?;
-    Ok(bytes)
 }

@@ -332,4 +332,44 @@ fn what_a_killed_build_left_is_gone_after_the_next() {
     drop((lock, live));
     slim::emit::sweep(out);
     assert!(!made.path().exists() && left("mine").exists());
+
+    // Files likewise: what is being written stays, also under its last name.
+    for name in [".slim-part-dead", ".slim-mine"] {
+        std::fs::write(out.join(name), "").unwrap();
+    }
+    let part = slim::emit::part(out).unwrap();
+    slim::emit::sweep(out);
+    assert!(!out.join(".slim-part-dead").exists() && out.join(".slim-mine").exists());
+    let path = part.path().to_owned();
+    let file = part.persist(out.join("summary.json")).unwrap();
+    slim::emit::sweep(out);
+    assert!(!path.exists() && out.join("summary.json").exists());
+    drop(file);
+}
+
+/// Somebody sweeps all the time, and nobody's file is lost.
+#[test]
+fn sweepers_never_take_what_is_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut lost = None;
+    let over = || done.load(std::sync::atomic::Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over() {
+                    slim::emit::sweep(dir.path());
+                }
+            });
+        }
+        let write = || -> std::io::Result<()> {
+            let part = slim::emit::part(dir.path())?;
+            part.persist(dir.path().join("result")).map_err(|error| error.error)?;
+            let (folder, _lock) = slim::emit::unfinished(dir.path())?;
+            std::fs::create_dir(folder.path().join("blobs"))
+        };
+        lost = (0..300).find_map(|_| write().err());
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    assert!(lost.is_none(), "{lost:?}");
 }

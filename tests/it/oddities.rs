@@ -15,21 +15,21 @@ use crate::support::image::LayerFixture;
 
 const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Where foreign layers are said to be.
-const ELSEWHERE: &str = "https://example.invalid/layer";
+pub const ELSEWHERE: &str = "https://example.invalid/layer";
 
 /// A layer's blob, its media type, and the tar in it.
-struct Blob {
+pub struct Blob {
     bytes: Vec<u8>,
     kind: String,
     tar: Vec<u8>,
     /// False for one that is elsewhere.
-    here: bool,
+    pub here: bool,
     /// What the manifest says of it.
     annotations: Vec<(String, String)>,
 }
 
 impl Blob {
-    fn new(bytes: Vec<u8>, kind: String, tar: Vec<u8>) -> Self {
+    pub fn new(bytes: Vec<u8>, kind: String, tar: Vec<u8>) -> Self {
         Self { bytes, kind, tar, here: true, annotations: Vec::new() }
     }
 
@@ -39,7 +39,7 @@ impl Blob {
     }
 }
 
-fn layout(dir: &Path, blobs: &[Blob], history: Option<Value>) -> PathBuf {
+pub fn layout(dir: &Path, blobs: &[Blob], history: Option<Value>) -> PathBuf {
     let layout = dir.join("layout");
     let folder = layout.join("blobs/sha256");
     std::fs::create_dir_all(&folder).unwrap();
@@ -114,7 +114,7 @@ fn layer() -> LayerFixture {
     LayerFixture::default()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(bytes).unwrap();
     gzip.finish().unwrap()

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::*;
+use crate::oddities::{Blob, ELSEWHERE, gzip, layout};
 
 fn raw(registry: &Registry, name: &str) -> Value {
     let name = format!("docker://{}/{name}", registry.host());
@@ -236,4 +237,55 @@ fn what_cannot_be_pushed_says_why() {
         assert_eq!(got, code, "{args:?}: {text}");
         assert!(text.contains(says), "{args:?}: {text}");
     }
+}
+
+/// Layers that are said to be elsewhere: Docker's registry takes them only where its configuration allows
+/// the addresses, and calls the blob unknown otherwise.
+#[test]
+fn a_layer_that_is_elsewhere_goes_up_as_it_is_or_as_an_ordinary_one() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let allowed = "validation:\n  manifests:\n    urls:\n      allow: [\"^https://\"]\n";
+    let (strict, lax) = (Registry::plain(), Registry::start("", allowed));
+    let kind = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let tar = LayerFixture::default().file("a", "1").finish();
+    let (here, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let blob = |here: bool| {
+        let mut blob = Blob::new(gzip(&tar), kind.into(), tar.clone());
+        blob.here = here;
+        blob
+    };
+    layout(here.path(), &[blob(true)], None);
+    layout(away.path(), &[blob(false)], None);
+    let layer = Digest::of(&gzip(&tar)).to_string();
+
+    // As it is where that is allowed, with its bytes as far as they are there.
+    for (dir, sent) in [(here.path(), 2), (away.path(), 1)] {
+        let name = format!("{}/x{sent}:1", lax.host());
+        let pushed = push(dir, &["layout", &name]);
+        assert_eq!(pushed[0]["blobs"]["sent"], sent);
+        assert_eq!(pushed[0]["digest"], digest_of(&dir.join("layout")).as_str());
+        assert_eq!(raw(&lax, &format!("x{sent}:1"))["layers"][0]["urls"][0], ELSEWHERE);
+    }
+    let name = format!("{}/x:1", strict.host());
+    let refused = |dir: &Path, more: &[&str]| {
+        let args = [&["push", "--plain-http", "layout", &name][..], more].concat();
+        run(dir, &args, &[])
+    };
+    let (code, text) = refused(here.path(), &[]);
+    assert_eq!(code, 4, "{text}");
+    for part in [&*layer, ELSEWHERE, "--drop-urls", "blob unknown"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (code, text) = refused(away.path(), &["--drop-urls"]);
+    assert!(code == 3 && text.contains(&layer) && text.contains("is not in the image"), "{text}");
+
+    let pushed = push(here.path(), &["layout", &name, "--drop-urls"]);
+    let there = raw(&strict, "x:1");
+    assert_eq!(there["layers"][0]["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+    assert!(there["layers"][0]["urls"].is_null(), "{there}");
+    let image = slim::source::open(&format!("docker://{name}"), &Registry::access()).unwrap();
+    assert_eq!(pushed[0]["digest"], image.manifest_digest.to_string());
+    assert_eq!(index(&image).unwrap().nodes.len(), 1);
 }
