@@ -44,7 +44,18 @@ fn write(
 ) -> (Emitted, Image) {
     let (tags, edits) = (["t:1".to_owned()], Edits::default());
     let (tags, edits, format) = (&tags, &edits, ImageFormat::Layout);
-    let order = Order { image, unpacked: None, tree, keep, base, tags, format, packing, edits };
+    let order = Order {
+        image,
+        unpacked: None,
+        tree,
+        keep,
+        base,
+        tags,
+        format,
+        packing,
+        edits,
+        progress: &|_, _| (),
+    };
     let emitted = slim::emit::write(&order, target).unwrap();
     (emitted, open(target))
 }
@@ -189,6 +200,29 @@ fn compression_changes_how_a_layer_is_stored_and_never_what_it_is() {
         assert_eq!(digests.len(), 1, "{compression:?}: the threads show");
     }
     assert_eq!(diff_ids.len(), 1);
+}
+
+#[test]
+fn whoever_waits_hears_how_far_the_layers_are() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let big = "slim ".repeat(1 << 20);
+    let layers = [layer().file("a", &big).file("gone", "1"), layer().file("b", "1")];
+    let fixture = layers.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+    let image = open(&fixture.write(dir.path()));
+    let tree = index(&image).unwrap();
+    let (keep, tags, edits) = (all_but(&tree, &["/gone"]), ["t:1".to_owned()], Edits::default());
+    let told = std::cell::RefCell::new(Vec::new());
+    let progress = &|done, total| told.borrow_mut().push((done, total));
+    let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
+    let (unpacked, base, format) = (None, None, ImageFormat::Archive);
+    let packing = Packing::default();
+    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress };
+    slim::emit::write(&order, &dir.path().join("slim.tar")).unwrap();
+    // The first layer's content, and the second layer as it is stored.
+    let total = big.len() as u64 + image.layers[1].blob.unwrap().1;
+    let told = told.into_inner();
+    assert!(told.len() >= 5 && told.iter().all(|(_, of)| *of == total), "{told:?}");
+    assert!(told.is_sorted() && told.last() == Some(&(total, total)), "{told:?}");
 }
 
 /// What upper layers can do to a base: replace, remove, hide, change kinds, link into it.
@@ -553,8 +587,18 @@ fn results_of_several_platforms_become_one_image() {
         let (tags, edits) = (["shop/web:1".to_owned()], Edits::default());
         let (keep, format, packing) = (keep_all(&tree), ImageFormat::Layout, Packing::default());
         let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
-        let order =
-            Order { image, unpacked: None, tree, keep, base: None, tags, format, packing, edits };
+        let order = Order {
+            image,
+            unpacked: None,
+            tree,
+            keep,
+            base: None,
+            tags,
+            format,
+            packing,
+            edits,
+            progress: &|_, _| (),
+        };
         slim::emit::write(&order, &target).unwrap();
     }
     let run = |args: &[&str]| outcome(&slim(dir.path()).arg("index").args(args).output().unwrap());
