@@ -78,7 +78,7 @@ fn inspected(engine: &dyn Engine, folder: &Path, reference: &str) -> (Value, Str
     (serde_json::from_slice(&output.stdout).unwrap(), said)
 }
 
-fn assert_same_image(got: &Value, want: &Value, what: &str) {
+pub fn assert_same_image(got: &Value, want: &Value, what: &str) {
     for key in ["config_digest", "chain_id", "config", "platform", "files", "bytes"] {
         assert_eq!(got[key], want[key], "{what}: {key}");
     }
