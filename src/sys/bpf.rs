@@ -334,6 +334,7 @@ struct State {
     capable: [u64; 4],
     renames: u32,
     filters: u32,
+    pivots: u64,
 }
 
 // SAFETY: a plain C struct of integers whose fields leave no gap.

@@ -27,7 +27,8 @@ use crate::support::{Need, have};
 
 use disk::{Lenient, same, same_tree};
 use model::Model;
-use recipe::{Dice, Kind, LayerRecipe, Recipe};
+pub use recipe::Dice;
+use recipe::{Kind, LayerRecipe, Recipe};
 
 const IMAGES: u64 = 200;
 

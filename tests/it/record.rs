@@ -1,6 +1,8 @@
 //! The recorder on a real kernel: a small overlay, a cgroup, and a static program that plays runtime,
 //! entrypoint and application. Needs root, fanotify, BPF, overlayfs and cgroup v2.
 
+mod filters;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -439,6 +441,17 @@ fn a_relative_chdir_starts_from_where_its_task_stood() {
     }
     assert_eq!(seen.uses("/lib"), [""; 0]);
     assert_eq!(seen.uses("/etc/etc"), [""; 0]);
+}
+
+#[test]
+fn a_relative_chdir_starts_from_where_another_task_has_put_its_own() {
+    let Some(scene) = Scene::new("pivoted") else { return };
+    scene.run("main", "", "newns cd / child 2 pivot /jail cd etc stat in");
+    let seen = scene.finish();
+    seen.lost_nothing();
+    seen.has("/jail/etc", "stat/start");
+    seen.has("/jail/etc/in", "stat/start");
+    assert_eq!(seen.uses("/etc"), [""; 0]);
 }
 
 #[test]

@@ -99,7 +99,7 @@ struct bpf_iter__task { void *meta; struct task_struct *task; } CORE;
 struct linux_binprm { const char *filename; const char *interp; } CORE;
 struct pt_regs { unsigned long bx, bp, r10, r9, r8, cx, dx, si, di, orig_ax, ip; } CORE;
 struct io_cqe { int fd; } CORE;
-struct io_kiocb { u8 opcode; struct io_cqe cqe; } CORE;
+struct io_kiocb { u8 opcode; struct io_cqe cqe; void *async_data; } CORE;
 struct filename { const char *name; } CORE;
 struct io_open { int dfd; struct filename *filename; struct { u64 flags; } how; } CORE;
 struct io_statx { int dfd; unsigned int flags; struct filename *filename; } CORE;
@@ -109,7 +109,11 @@ struct io_link { int old_dfd, new_dfd; struct filename *oldpath, *newpath; int f
 struct io_mkdir { int dfd; struct filename *filename; } CORE;
 struct io_xattr { struct filename *filename; } CORE;
 struct io_connect { void *addr; int addr_len; } CORE;
+struct io_bind { int addr_len; } CORE; // Linux 6.11
 struct io_sr_msg { void *umsg; } CORE;
+struct io_sr_msg___addr { void *addr; int addr_len; } CORE; // Linux 6.0 to 6.12
+struct msghdr { void *msg_name; int msg_namelen; } CORE;
+struct io_async_msghdr { struct msghdr msg; struct { u16 family; } addr; } CORE;
 struct in6_addr { u8 bytes[16]; };
 struct sock_common {
 	u32 skc_rcv_saddr;
@@ -216,6 +220,7 @@ struct state {
 	u64 capable[CLASSES]; // capabilities reported
 	u32 renames;     // calls that gave a folder another name
 	u32 filters;     // seccomp filters loaded, and tasks that came with theirs
+	u64 pivots;      // calls that gave others a root, too
 };
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, struct state); } state SEC(".maps");
 
@@ -740,16 +745,18 @@ static __always_inline int on_overlay(struct place p)
 	return d && watched(BPF_CORE_READ(d, d_sb));
 }
 
-static __always_inline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
+// The register of an argument. What a 64-bit program has in the upper half of one of a 32-bit call's, the
+// call does not see; its seccomp filters do.
+static __always_inline u64 reg(struct pt_regs *regs, u32 arch, u32 index)
 {
 	if (arch) {
 		switch (index) {
-		case 0: return (u32)regs->bx;
-		case 1: return (u32)regs->cx;
-		case 2: return (u32)regs->dx;
-		case 3: return (u32)regs->si;
-		case 4: return (u32)regs->di;
-		default: return (u32)regs->bp;
+		case 0: return regs->bx;
+		case 1: return regs->cx;
+		case 2: return regs->dx;
+		case 3: return regs->si;
+		case 4: return regs->di;
+		default: return regs->bp;
 		}
 	}
 	switch (index) {
@@ -762,6 +769,12 @@ static __always_inline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
 	}
 }
 
+static __always_inline u64 arg(struct pt_regs *regs, u32 arch, u32 index)
+{
+	u64 value = reg(regs, arch, index);
+	return arch ? (u32)value : value;
+}
+
 struct use {
 	u32 pid;         // of the thread that counts as the user
 	u32 arch, nr, which;
@@ -769,6 +782,7 @@ struct use {
 	u32 len;         // of the string in `data`, with its NUL
 	u32 mounts;      // the call changed the mounts: they were others when it looked
 	u32 moves;       // the call moved the task: it looked from where the task stood before
+	u32 kernel;      // the address is in the kernel's memory already
 	u64 flags;
 };
 
@@ -849,13 +863,15 @@ __noinline int path_used(struct use *u, struct thread *t)
 // When a call that moves its task ends, the task is elsewhere. So where each stands is kept, by its
 // fs_struct: threads share one. Pointers suffice: what a task stood in when it called is there still, or
 // at least not freed yet, when its call ends.
-struct stood { struct place root, pwd; };
+struct stood { struct place root, pwd; u64 pivots; };
 struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 32768); __type(key, u64); __type(value, struct stood); } standing SEC(".maps");
 
 __noinline int stand(u64 fs)
 {
+	struct state *st = ONLY(state);
 	struct stood s;
-	if (!fs) return 0;
+	if (!fs || !st) return 0;
+	s.pivots = st->pivots;
 	s.root = place_at(fs + bpf_core_field_offset(struct fs_struct, root));
 	s.pwd = place_at(fs + bpf_core_field_offset(struct fs_struct, pwd));
 	bpf_map_update_elem(&standing, &fs, &s, 0);
@@ -869,11 +885,54 @@ static __always_inline u64 fs_of(struct task_struct *task)
 	return fs;
 }
 
+// pivot_root moves all who stand at the old root, or have it as theirs: old root → new one. Addresses are used
+// again, so it holds for those only who stood there before the call.
+struct pivot { struct place to; u64 number; };
+struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 1024); __type(key, struct place); __type(value, struct pivot); } pivots SEC(".maps");
+
+// Follows a place through what happened since `since`.
+static __noinline int follow(struct place *at, u64 since)
+{
+	struct place now;
+	if (!at) return 0;
+	now = *at;
+	for (int i = 0; i < 4; i++) {
+		struct pivot *p = bpf_map_lookup_elem(&pivots, &now);
+		if (!p || p->number <= since) break;
+		since = p->number;
+		*at = now = p->to;
+	}
+	return 0;
+}
+
+static __always_inline struct stood *stood_at(u64 fs)
+{
+	struct stood *s = bpf_map_lookup_elem(&standing, &fs);
+	if (!s) return 0;
+	follow(&s->root, s->pivots);
+	follow(&s->pwd, s->pivots);
+	return s;
+}
+
+// The current task has made its root another one.
+__noinline int pivoted(u64 fs)
+{
+	struct stood *s = stood_at(fs);
+	struct state *st = ONLY(state);
+	struct pivot p;
+	struct place old;
+	if (!s || !st) return 0;
+	old = s->root;
+	p.to = place_at(fs + bpf_core_field_offset(struct fs_struct, root));
+	p.number = __sync_fetch_and_add(&st->pivots, 1) + 1;
+	bpf_map_update_elem(&pivots, &old, &p, 0);
+	return 0;
+}
+
 // Names where the current task stood before its call.
 __noinline int stood_before(struct thread *t)
 {
-	u64 fs = fs_of(self());
-	struct stood *s = bpf_map_lookup_elem(&standing, &fs);
+	struct stood *s = stood_at(fs_of(self()));
 	if (!t) return 0;
 	t->root = t->pwd = 0;
 	if (!s) {
@@ -977,7 +1036,7 @@ __noinline int address(struct use *u, s32 fd, u64 ptr, u32 len)
 	if (!t) return 0;
 	if (len > 128) len = 128;
 	*(u64 *)&o->data[0] = 0;
-	if (bpf_probe_read_user(o->data, len, (void *)ptr)) {
+	if (u->kernel ? bpf_probe_read_kernel(o->data, len, (void *)ptr) : bpf_probe_read_user(o->data, len, (void *)ptr)) {
 		switch (u->ret) {
 		case -9:  // EBADF
 		case -14: // EFAULT
@@ -990,7 +1049,9 @@ __noinline int address(struct use *u, s32 fd, u64 ptr, u32 len)
 	}
 	family = *(u16 *)o->data;
 	if (family == 1 && len > 2 && o->data[2]) {
-		long n = bpf_probe_read_user_str(o->data, len > 110 ? 109 : len - 1, (void *)(ptr + 2));
+		u32 most = len > 110 ? 109 : len - 1;
+		long n = u->kernel ? bpf_probe_read_kernel_str(o->data, most, (void *)(ptr + 2))
+				   : bpf_probe_read_user_str(o->data, most, (void *)(ptr + 2));
 		if (n <= 0) return 0;
 		u->which = 2;
 		u->len = n;
@@ -1060,8 +1121,9 @@ __noinline int listening(struct use *u, s32 fd)
 
 // ---- calls ----------------------------------------------------------------------------------
 
-static __always_inline struct slot *slot_of(u32 arch, u32 class, u32 nr)
+static __always_inline struct slot *slot_of(u32 call, u32 class)
 {
+	u32 arch = call >> 31, nr = call & 0x7fffffff;
 	u32 at = (arch * CLASSES + class) * CALLS + (nr < CALLS ? nr : CALLS - 1);
 	return bpf_map_lookup_elem(&slots, &at);
 }
@@ -1087,7 +1149,7 @@ __noinline int note_value(u32 pid, u32 call, u64 value)
 	struct slot *s;
 	u64 key;
 	if (!t || !o) return 0;
-	s = slot_of(call >> 31, class_of(t), call & 0x7fffffff);
+	s = slot_of(call, class_of(t));
 	if (!s) return 0;
 	if (s->values > MAX_VALUES) return 0;
 	key = mix(mix(0x5a5a, (u64)call | (u64)class_of(t) << 32), value);
@@ -1139,7 +1201,7 @@ __noinline int called(struct thread *t, u32 call)
 {
 	struct slot *s;
 	if (!t || t->role == UNRECORDED) return 0;
-	s = slot_of(call >> 31, class_of(t), call & 0x7fffffff);
+	s = slot_of(call, class_of(t));
 	if (s && !s->called && note(t, CALL, call, 0)) s->called = 1;
 	return 0;
 }
@@ -1149,13 +1211,16 @@ static __always_inline u32 arch_of(struct task_struct *task)
 	return (task->thread_info.status & TS_COMPAT) != 0;
 }
 
-// The same for the call that the current task is in.
-static __noinline int calling(struct thread *t)
+// The call that a task is in, as in `struct thread`; 0 for none.
+static __always_inline u32 call_in(struct task_struct *task, struct pt_regs *regs)
 {
-	struct task_struct *task = self();
-	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)task);
-	s64 nr = regs ? (s64)regs->orig_ax : -1;
-	return (s32)nr < 0 ? 0 : called(t, arch_of(task) << 31 | (u32)nr);
+	s32 nr = regs ? (s32)regs->orig_ax : -1;
+	return nr < 0 ? 0 : (arch_of(task) << 31 | (u32)nr) + 1;
+}
+
+static __always_inline u32 call_of(struct task_struct *task)
+{
+	return call_in(task, (void *)bpf_task_pt_regs((void *)task));
 }
 
 // Attached only where the kernel keeps no filter's program (`both` of the configuration): a second
@@ -1281,10 +1346,10 @@ static __always_inline void more(struct use *u, u32 what, struct pt_regs *regs)
 // ---- refused calls --------------------------------------------------------------------------
 
 #define RET_ALLOW 0x7fff0000
+#define RET_LOG   0x7ffc0000
+#define RET_TRACE 0x7ff00000
+#define RET_NOTIFY 0x7fc00000
 #define RET_ERRNO 0x00050000
-#define RET_TRAP  0x00030000
-#define RET_KILL_PROCESS 0x80000000
-#define RET_KILL_THREAD 0
 
 // A call that seccomp refuses looks at its end like one that failed with the same errno. So the task's
 // filters are asked again: the kernel keeps what it knows of them by a call's number (Linux 5.11), and
@@ -1308,11 +1373,11 @@ static __always_inline u32 computed(u32 op, u32 a, u32 b)
 	case 0x00: return a + b;
 	case 0x10: return a - b;
 	case 0x20: return a * b;
-	case 0x30: return b ? a / b : 0;
+	case 0x30: return a / b;
 	case 0x40: return a | b;
 	case 0x50: return a & b;
-	case 0x60: return b < 32 ? a << b : 0;
-	case 0x70: return b < 32 ? a >> b : 0;
+	case 0x60: return a << (b & 31);
+	case 0x70: return a >> (b & 31);
 	case 0x80: return -a;
 	default: return a ^ b;
 	}
@@ -1333,7 +1398,7 @@ static long judge_step(u32 index, void *ctx)
 {
 	struct judge *j = ONLY(judges);
 	struct sock_filter i = {};
-	u32 operand, value;
+	u32 operand, value = 0;
 	if (!j) return 1;
 	if (!j->code) {
 		struct seccomp_filter *filter = (void *)j->filter;
@@ -1367,13 +1432,17 @@ static long judge_step(u32 index, void *ctx)
 		return 0;
 	case 2: j->memory[i.k & 15] = j->a; return 0;
 	case 3: j->memory[i.k & 15] = j->x; return 0;
-	case 4: j->a = computed(i.code & 0xf0, j->a, operand); return 0;
+	case 4:
+		if ((i.code & 0xf0) == 0x30 && !operand) goto end; // a division by zero ends a filter with 0
+		j->a = computed(i.code & 0xf0, j->a, operand);
+		return 0;
 	case 5:
 		if (!(i.code & 0xf0)) j->at += i.k;
 		else j->at += holds(i.code & 0xf0, j->a, operand) ? i.jt : i.jf;
 		return 0;
 	case 6:
 		value = (i.code & 0x18) == 0x10 ? j->a : i.k;
+	end:
 		if ((s32)(value & 0xffff0000) < (s32)(j->action & 0xffff0000)) j->action = value;
 		j->code = 0;
 		return 0;
@@ -1397,8 +1466,8 @@ static __always_inline int always_allowed(u64 filter, u32 arch, u32 nr)
 	return word >> (nr & 63) & 1;
 }
 
-// What the current task's filters say to a call: SECCOMP_RET_*.
-__noinline u32 verdict(struct slot *s, u32 call)
+// What the current task's filters say to a call: SECCOMP_RET_*. Keeps it where the number alone decides.
+__noinline u32 judged(struct slot *s, u32 call)
 {
 	struct judge *j = ONLY(judges);
 	struct state *st = ONLY(state);
@@ -1408,7 +1477,6 @@ __noinline u32 verdict(struct slot *s, u32 call)
 	u32 arch = call >> 31, nr = call & 0x7fffffff;
 	if (!s || !regs || !j || !st) return RET_ALLOW;
 	bpf_probe_read_kernel(&filter, sizeof(filter), &task->seccomp.filter);
-	if (s->filter == filter && s->filters == st->filters && s->verdict) return s->verdict;
 	__builtin_memset(j, 0, sizeof(*j));
 	j->action = RET_ALLOW;
 	if (!always_allowed(filter, arch, nr)) {
@@ -1417,7 +1485,7 @@ __noinline u32 verdict(struct slot *s, u32 call)
 		j->data[1] = arch ? 0x40000003 : 0xc000003e; // AUDIT_ARCH_*
 		*(u64 *)&j->data[2] = regs->ip;
 #pragma unroll
-		for (int i = 0; i < 6; i++) *(u64 *)&j->data[4 + 2 * i] = arg(regs, arch, i);
+		for (int i = 0; i < 6; i++) *(u64 *)&j->data[4 + 2 * i] = reg(regs, arch, i);
 		bpf_loop(65536, judge_step, 0, 0);
 		if (!j->done) {
 			lose(STRING_FAULT);
@@ -1443,16 +1511,14 @@ static __always_inline int refused(struct task_struct *task, struct slot *s, u32
 	if (!st || !bpf_core_field_exists(task->seccomp.filter)) return 0;
 	if (ret > 0 && ret != (s64)(call & 0x7fffffff)) return 0;
 	if (!task->seccomp.filter) return 0;
-	// what is so of nearly all calls of nearly all programs
-	if (s->verdict == RET_ALLOW && s->filters == st->filters && s->filter == (u64)task->seccomp.filter) return 0;
-	action = verdict(s, call);
+	action = s->filter == (u64)task->seccomp.filter && s->filters == st->filters ? s->verdict : 0;
+	if (!action) action = judged(s, call);
 	number = action & 0xffff;
 	switch (action & 0xffff0000) {
+	case RET_ALLOW: case RET_LOG: case RET_TRACE: case RET_NOTIFY: return 0;
 	case RET_ERRNO: return ret == -(s64)(number > 4095 ? 4095 : number);
-	case RET_TRAP: case RET_KILL_PROCESS: case RET_KILL_THREAD:
-		return ret == (s64)(call & 0x7fffffff); // put back for the signal
+	default: return ret == (s64)(call & 0x7fffffff); // traps and kills: put back for the signal
 	}
-	return 0;
 }
 
 // What was known of filters by their addresses holds no more.
@@ -1506,14 +1572,16 @@ int slim_signal(u64 *ctx)
 // What a call that ended did to more than itself.
 static __always_inline void unusual(struct thread *t, struct call *c, struct pt_regs *regs, u32 arch, s64 ret)
 {
-	u64 first = arg(regs, arch, 0);
+	u64 first = arg(regs, arch, 0), fs;
 	if (c->traits & RENAMES) renaming();
 	if (c->traits & ENDS) t->back = 1;
 	// SECCOMP_SET_MODE_FILTER, PR_SET_SECCOMP
 	if (c->traits & FILTERS && ret >= 0 && (first == 1 || first == 22)) filtering();
 	if (ret || !(c->traits & STANDS)) return;
 	if (c->what >= MOVES && t->role != UNRECORDED) stood_before(t);
-	stand(fs_of(self()));
+	fs = fs_of(self());
+	if (c->what == PIVOT) pivoted(fs);
+	stand(fs);
 }
 
 // All of a call is seen at its end: the second program that would see its begin costs every call of the
@@ -1538,19 +1606,20 @@ int slim_exit(u64 *ctx)
 		call -= 1;
 	}
 	if (!begun || begun == ELSEWHERE) {
-		s64 nr = regs->orig_ax;
-		if ((s32)nr < 0) return (s32)nr == -1 ? returned(t, task, ret) : 0;
-		call = arch_of(task) << 31 | (u32)nr;
+		call = call_in(task, regs);
+		if (!call) return (s32)regs->orig_ax == -1 ? returned(t, task, ret) : 0;
+		call -= 1;
 	}
 	u.arch = call >> 31;
 	u.nr = call & 0x7fffffff;
-	s = slot_of(u.arch, class_of(t), u.nr);
+	s = slot_of(call, class_of(t));
 	if (!s) return 0;
 	c = &s->call;
 	if (!(c->traits & KEEPS)) t->folder_fd = 0;
 	if (c->traits & ~KEEPS) unusual(t, c, regs, u.arch, ret);
 	if (t->role == UNRECORDED) return 0;
-	if (s->called && ret >= 0 && !c->path[0] && !c->what && !c->args) return 0;
+	// nearly all calls leave here; a filter's trap leaves the number, its error 0 nothing that is looked for
+	if (s->called && ret >= 0 && ret != (s64)u.nr && !c->path[0] && !c->what && !c->args) return 0;
 	if (!begun || begun == ELSEWHERE) {
 		if (!begun && refused(task, s, call, ret)) {
 			note_error(t, s, REFUSED, call, ret < 0 ? (s32)ret : 0);
@@ -1583,23 +1652,21 @@ int slim_inside(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct out *o = ONLY(scratch3);
-	struct pt_regs *regs;
 	struct thread *t;
 	struct slot *s;
-	s64 nr;
+	u32 call;
 	if (!task || !o) return 0;
 	t = thread_of(task->pid);
 	if (!t || t->role == UNRECORDED || t->call || !task->__state) return 0;
-	regs = (void *)bpf_task_pt_regs((void *)task);
-	if (!regs) return 0;
-	nr = regs->orig_ax;
-	if ((s32)nr < 0) return 0;
-	s = slot_of(arch_of(task), class_of(t), nr);
+	call = call_of(task);
+	if (!call) return 0;
+	call -= 1;
+	s = slot_of(call, class_of(t));
 	if (!s || s->called) return 0;
 	begin(o, CALL, t);
 	o->head.uid = BPF_CORE_READ(task, real_cred, uid.val);
-	o->head.arch = arch_of(task);
-	o->head.number = (u32)nr;
+	o->head.arch = call >> 31;
+	o->head.number = call & 0x7fffffff;
 	if (send(o, 0)) s->called = 1;
 	return 0;
 }
@@ -1738,6 +1805,7 @@ int slim_fork(u64 *ctx)
 	struct thread copy = {};
 	struct out *o = ONLY(scratch);
 	int process = cpid == child->tgid;
+	u32 call;
 	u64 fs;
 
 	if (!o) return 0;
@@ -1747,7 +1815,7 @@ int slim_fork(u64 *ctx)
 		if (!t || fs != fs_of(parent)) stand(fs);
 		if (!t) filtering();
 		// the child ends the same call, maybe first
-		else calling(t);
+		else if ((call = call_of(self()))) called(t, call - 1);
 		// forked here, or cloned into the cgroup from outside (CLONE_INTO_CGROUP)
 		if (t) copy = *t;
 		else copy.role = role;
@@ -1825,17 +1893,12 @@ SEC("tp_btf/task_rename")
 int slim_rename(u64 *ctx)
 {
 	struct task_struct *task = self();
-	u32 pid = task->pid, arch = arch_of(task), call;
-	struct pt_regs *regs = (void *)bpf_task_pt_regs((void *)task);
+	u32 pid = task->pid, call = call_of(task);
 	struct slot *s;
-	s64 nr;
-	if (!regs) return 0;
-	nr = regs->orig_ax;
-	if ((s32)nr < 0) return 0;
-	s = slot_of(arch, 0, nr);
+	if (!call) return 0;
+	s = slot_of(call - 1, 0);
 	// of x32: 520 and 545
-	if (nr != 0x40000208 && nr != 0x40000221 && !(s && s->call.traits & EXECUTES)) return 0;
-	call = (arch << 31 | (u32)nr) + 1;
+	if (call - 1 != 0x40000208 && call - 1 != 0x40000221 && !(s && s->call.traits & EXECUTES)) return 0;
 	bpf_map_update_elem(&executing, &pid, &call, 0);
 	return 0;
 }
@@ -1924,16 +1987,14 @@ int slim_gone(u64 *ctx)
 	int live = BPF_CORE_READ(task, signal, live.counter);
 	struct out *o = ONLY(scratch);
 	struct slot *s;
-	struct pt_regs *regs;
-	s64 nr;
+	u32 call;
 	if (!o) return 0;
 	if (t) {
-		regs = (void *)bpf_task_pt_regs((void *)self());
-		nr = regs ? (s64)regs->orig_ax : -1;
-		s = (s32)nr >= 0 ? slot_of(arch_of(task), class_of(t), nr) : 0;
+		call = call_of(self());
+		s = call ? slot_of(call - 1, class_of(t)) : 0;
 		// not a thread that another one's end takes along just when its own call was refused
 		if (s && (s->call.traits & ENDS) && (!t->back || !(task->exit_code & 0x7f)))
-			calling(t);
+			called(t, call - 1);
 		if (live == 0) {
 			begin(o, EXIT, t);
 			o->head.flags |= LAST_THREAD;
@@ -1980,6 +2041,56 @@ int slim_capable(u64 *ctx)
 	second = BPF_CORE_READ(two_, newpath); \
 } while (0)
 
+static __always_inline int socket_operation(u32 opcode)
+{
+	// sendmsg, connect, send, send_zc, sendmsg_zc, bind
+	return opcode == 9 || opcode == 16 || opcode == 26 || opcode == 47 || opcode == 48 || opcode == 56;
+}
+
+// The address that an operation of io_uring was given. Since Linux 6.11 the kernel copies some of them before
+// an operation is submitted, and keeps nothing else.
+__noinline int submitted_address(struct use *u, u64 addr, u32 opcode)
+{
+	struct io_kiocb *req = (void *)addr;
+	struct io_async_msghdr *copy = 0;
+	u16 family = 0;
+	u64 name = 0;
+	u32 len = 0;
+	if (!u) return 0;
+	if (bpf_core_field_exists(req->cqe.fd)) u->fd = BPF_CORE_READ(req, cqe.fd);
+	if (bpf_core_type_exists(struct io_bind)) copy = BPF_CORE_READ(req, async_data);
+	if (opcode == 16 && bpf_core_type_exists(struct io_connect)) {
+		struct io_connect *io = (void *)addr;
+		u->nr = 42; // connect
+		name = (u64)BPF_CORE_READ(io, addr);
+		len = BPF_CORE_READ(io, addr_len);
+	} else if ((opcode == 9 || opcode == 48) && bpf_core_field_exists(((struct io_sr_msg *)0)->umsg)) {
+		struct io_sr_msg *io = (void *)addr;
+		u->nr = 46; // sendmsg
+		name = message_name((u64)BPF_CORE_READ(io, umsg), 0, &len);
+	} else if ((opcode == 26 || opcode == 47) && bpf_core_field_exists(((struct io_sr_msg___addr *)0)->addr)) {
+		struct io_sr_msg___addr *io = (void *)addr;
+		u->nr = 44; // sendto
+		name = (u64)BPF_CORE_READ(io, addr);
+		len = BPF_CORE_READ(io, addr_len);
+	} else if ((opcode == 26 || opcode == 47) && copy) {
+		u->nr = 44;
+		u->kernel = 1;
+		name = (u64)BPF_CORE_READ(copy, msg.msg_name);
+		len = BPF_CORE_READ(copy, msg.msg_namelen);
+	} else if (opcode == 56 && copy) {
+		struct io_bind *io = (void *)addr;
+		u->nr = 49; // bind
+		u->kernel = 1;
+		name = (u64)copy;
+		bpf_probe_read_kernel(&family, sizeof(family), copy);
+		// the address alone in later versions of 6.18; what has it further behind begins with a pointer
+		if (!(family & 7)) name += bpf_core_field_offset(copy->addr);
+		len = BPF_CORE_READ(io, addr_len);
+	}
+	return address(u, u->fd, name, len);
+}
+
 // io_uring works past the call tracepoints: its operations are recorded as values of the call, and
 // the paths that they were given as if by the calls of the same name. How they end is not known.
 __noinline int submitted(u64 addr, u32 pid)
@@ -1996,6 +2107,7 @@ __noinline int submitted(u64 addr, u32 pid)
 	tell_mounts(t, self());
 	opcode = BPF_CORE_READ(req, opcode);
 	note_value(pid, 426, opcode); // io_uring_enter
+	if (socket_operation(opcode)) return submitted_address(&u, addr, opcode);
 	if ((opcode == 18 || opcode == 28) && bpf_core_type_exists(struct io_open)) {
 		struct io_open *io = (void *)addr;
 		u.nr = 257; // openat
@@ -2036,17 +2148,6 @@ __noinline int submitted(u64 addr, u32 pid)
 		struct io_xattr *io = (void *)addr;
 		u.nr = opcode == 42 ? 188 : 191; // setxattr, getxattr
 		name = BPF_CORE_READ(io, filename);
-	} else if (opcode == 16 && bpf_core_type_exists(struct io_connect)) {
-		struct io_connect *io = (void *)addr;
-		u.nr = 42; // connect
-		if (bpf_core_field_exists(req->cqe.fd)) u.fd = BPF_CORE_READ(req, cqe.fd);
-		return address(&u, u.fd, (u64)BPF_CORE_READ(io, addr), BPF_CORE_READ(io, addr_len));
-	} else if ((opcode == 9 || opcode == 48) && bpf_core_field_exists(((struct io_sr_msg *)0)->umsg)) {
-		struct io_sr_msg *io = (void *)addr;
-		u.nr = 46; // sendmsg
-		if (bpf_core_field_exists(req->cqe.fd)) u.fd = BPF_CORE_READ(req, cqe.fd);
-		addr = message_name((u64)BPF_CORE_READ(io, umsg), 0, &u.len);
-		return address(&u, u.fd, addr, u.len);
 	}
 	if (!name) return 0;
 	n = bpf_probe_read_kernel_str(o->data, 4096, BPF_CORE_READ(name, name));

@@ -35,6 +35,7 @@
 #define NR_open_tree_attr 467
 #define NR_file_getattr 468
 #define NR_file_setattr 469
+#define NR_OP_BIND 56
 
 static char buf[8192];
 static const uint64_t zeros[16];
@@ -108,6 +109,8 @@ static long uring(struct io_uring_sqe what)
 static int uring_call(const char *how, const char *a, const char *b)
 {
 	struct sockaddr_un un = name_of(a);
+	struct iovec part = { buf, 1 };
+	struct msghdr message = { &un, sizeof un, &part, 1 };
 	struct open_how plain = { .flags = O_RDONLY };
 	struct io_uring_sqe sqe = { .fd = AT_FDCWD, .addr = (uintptr_t)a };
 	if (!strcmp(how, "open")) {
@@ -136,6 +139,39 @@ static int uring_call(const char *how, const char *a, const char *b)
 		sqe.addr3 = (uintptr_t)a;
 		sqe.len = 16;
 		return looked_up(uring(sqe), ENODATA);
+	} else if (!strcmp(how, "setxattr")) {
+		sqe.opcode = IORING_OP_SETXATTR;
+		sqe.addr = (uintptr_t)"trusted.x";
+		sqe.addr2 = (uintptr_t)"x";
+		sqe.addr3 = (uintptr_t)a;
+		sqe.len = 1;
+	} else if (!strcmp(how, "mkdir")) {
+		sqe.opcode = IORING_OP_MKDIRAT;
+		sqe.len = 0755;
+	} else if (!strcmp(how, "symlink")) {
+		sqe.opcode = IORING_OP_SYMLINKAT;
+		sqe.addr = (uintptr_t)"nowhere";
+		sqe.addr2 = (uintptr_t)a;
+	} else if (!strcmp(how, "bind")) {
+		sqe.opcode = NR_OP_BIND;
+		sqe.fd = syscall(SYS_socket, AF_UNIX, SOCK_STREAM, 0);
+		sqe.addr = (uintptr_t)&un;
+		sqe.addr2 = sizeof un;
+	} else if (!strcmp(how, "send")) {
+		sqe.opcode = IORING_OP_SEND;
+		sqe.fd = syscall(SYS_socket, AF_UNIX, SOCK_DGRAM, 0);
+		sqe.addr = (uintptr_t)buf;
+		sqe.len = 1;
+		sqe.addr2 = (uintptr_t)&un;
+		sqe.addr_len = sizeof un;
+		// a kernel that takes no address here says so in another way
+		return looked_up(uring(sqe), ECONNREFUSED);
+	} else if (!strcmp(how, "sendmsg")) {
+		sqe.opcode = IORING_OP_SENDMSG;
+		sqe.fd = syscall(SYS_socket, AF_UNIX, SOCK_DGRAM, 0);
+		sqe.addr = (uintptr_t)&message;
+		sqe.len = 1;
+		return looked_up(uring(sqe), ECONNREFUSED);
 	} else if (!strcmp(how, "connect")) {
 		sqe.opcode = IORING_OP_CONNECT;
 		sqe.fd = syscall(SYS_socket, AF_UNIX, SOCK_STREAM, 0);
