@@ -11,6 +11,7 @@ use super::contents::{self, Contents};
 use super::entry::{What, pad, write_header};
 use super::pack::{Compression, Packing};
 use super::plan::{Filtered, Output, Plan};
+use super::progress::Progress;
 use super::{EmitError, Unpacked};
 
 /// Writes the layers of the result into the folder `blobs`, lowest first.
@@ -20,7 +21,9 @@ pub(super) fn write(
     plan: &Plan<'_>,
     packing: &Packing,
     blobs: &Path,
+    progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Written>, EmitError> {
+    let progress = Progress::new(image, plan, progress);
     let mut contents = Contents::new(image, unpacked, plan, blobs);
     let mut written = Vec::new();
     for output in &plan.outputs {
@@ -31,11 +34,11 @@ pub(super) fn write(
                 bring(&from, &to).map_err(|e| EmitError::write(&to, e))?;
                 ready.clone()
             }
-            Output::Whole(layer) => pass(image, *layer, packing, blobs)?,
+            Output::Whole(layer) => pass(image, *layer, packing, blobs, &progress)?,
             Output::Filtered(filtered) => {
                 let out =
                     BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
-                let mut layer = Layer { blobs, out };
+                let mut layer = Layer { blobs, out, progress: &progress };
                 layer.fill(filtered, &mut contents)?;
                 layer.out.finish().map_err(|e| EmitError::write(blobs, e))?
             }
@@ -58,14 +61,15 @@ fn pass(
     layer: usize,
     packing: &Packing,
     blobs: &Path,
+    progress: &Progress<'_>,
 ) -> Result<Written, EmitError> {
     let unread = |source| LayerError::Read { layer, blob: "of a whole layer".into(), source };
     let stored = image.blobs.open(layer).and_then(layer::sniff);
-    let (compression, mut blob) = stored.map_err(unread)?;
+    let (compression, blob) = stored.map_err(unread)?;
     let source = &image.layers[layer];
     if compression == packing.compression && packing.compression != Compression::None {
         let (digest, size) =
-            blob::copy(&mut blob, blobs).map_err(|e| EmitError::write(blobs, e))?;
+            blob::copy(&mut progress.of(blob), blobs).map_err(|e| EmitError::write(blobs, e))?;
         if let Some((want, _)) = source.blob.filter(|(want, _)| *want != digest) {
             return Err(LayerError::BlobDigest { layer, want, got: digest }.into());
         }
@@ -75,6 +79,7 @@ fn pass(
     let mut out = BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
     contents::whole(image, layer, blobs, &mut out)?;
     let written = out.finish_as_it_is().map_err(|e| EmitError::write(blobs, e))?;
+    progress.add(image.stored_size(layer));
     Ok(Written { whole: true, ..written })
 }
 
@@ -82,6 +87,7 @@ fn pass(
 struct Layer<'a> {
     blobs: &'a Path,
     out: BlobWriter,
+    progress: &'a Progress<'a>,
 }
 
 impl Layer<'_> {
@@ -125,7 +131,7 @@ impl Layer<'_> {
         self.header(first, &What::Node(&node.kind), &meta)?;
         if let NodeKind::File { size, content, .. } = node.kind {
             if size > 0 {
-                contents.copy(group, content, &mut self.out)?;
+                contents.copy(group, content, &mut self.progress.of(&mut self.out))?;
             }
             pad(&mut self.out, size).map_err(|e| EmitError::write(self.blobs, e))?;
         }

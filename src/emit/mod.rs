@@ -21,6 +21,7 @@ mod layers;
 mod output;
 mod pack;
 mod plan;
+mod progress;
 mod unfinished;
 
 pub use blob::Written;
@@ -114,6 +115,8 @@ pub struct Order<'a> {
     pub format: ImageFormat,
     pub packing: Packing,
     pub edits: &'a Edits,
+    /// Hears how many bytes of the layers are written, and of how many.
+    pub progress: &'a dyn Fn(u64, u64),
 }
 
 /// Filters the layers of an image and writes the result at `target` (a file for `Archive`, a folder
@@ -128,7 +131,14 @@ pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
     }
     let mut output = output::Output::start(target)?;
     let plan = plan::Plan::new(tree, keep, order.base);
-    let layers = layers::write(image, order.unpacked, &plan, &order.packing, output.blobs())?;
+    let layers = layers::write(
+        image,
+        order.unpacked,
+        &plan,
+        &order.packing,
+        output.blobs(),
+        order.progress,
+    )?;
     let config = config::edit(&image.config_bytes, &layers, &plan, order.edits)?;
     let config_digest = Digest::of(&config);
     let manifest = config::manifest(image, keep, &config, &layers);
@@ -150,13 +160,14 @@ pub fn write_shared(
     base: Option<&Base>,
     packing: &Packing,
     blobs: &Path,
+    progress: &dyn Fn(u64, u64),
 ) -> Result<Base, EmitError> {
     if tree.layers != image.diff_ids() {
         return Err(EmitError::OtherTree);
     }
     std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
     let plan = plan::Plan::new(tree, keep, base);
-    let layers = layers::write(image, None, &plan, packing, blobs)?;
+    let layers = layers::write(image, None, &plan, packing, blobs, progress)?;
     let shared = Shared { output_of: plan.output_of.clone(), layers, blobs: blobs.to_owned() };
     let names = plan::names(tree, keep);
     Ok(Base { layers: image.layers.len(), names, written: Some(shared) })
@@ -172,6 +183,7 @@ pub fn write_image(
     target: &Path,
 ) -> Result<Emitted, EmitError> {
     let (tags, edits, packing) = ([tag.to_owned()], Edits::default(), Packing::default());
-    let (base, tags, edits, unpacked) = (None, &tags, &edits, None);
-    write(&Order { image, unpacked, tree, keep, base, tags, format, packing, edits }, target)
+    let (base, tags, edits, unpacked, progress) = (None, &tags, &edits, None, &|_, _| ());
+    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress };
+    write(&order, target)
 }

@@ -64,7 +64,8 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     reporter.step("reading the image");
     // The process ends soon: to free a million nodes one by one would only take time.
     let tree = ManuallyDrop::new(rootfs::index(&image)?);
-    let original = Original { image: &image, tree: &tree, unpacked: None };
+    let progress = &|done, total| reporter.progress(done, total);
+    let original = Original { image: &image, tree: &tree, unpacked: None, progress };
     let results = Results::open(&spec.output)?;
     if spec.recipe {
         reporter.step("writing the Dockerfile");

@@ -93,7 +93,7 @@ pub fn build_family(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Family
     reporter.step("building the slim images");
     let mut made = BTreeMap::new();
     let all: Vec<usize> = (0..members.len()).collect();
-    let work = Work { spec, members: &members, scratch: scratch.path() };
+    let work = Work { spec, members: &members, scratch: scratch.path(), reporter };
     work.branch(&all, None, &mut made)?;
     let mut family = Family {
         schema: "slim.family/v1",
@@ -269,6 +269,7 @@ struct Work<'a> {
     spec: &'a FamilySpec,
     members: &'a [Member],
     scratch: &'a Path,
+    reporter: &'a dyn Reporter,
 }
 
 type Made = BTreeMap<usize, (Product, Summary)>;
@@ -334,7 +335,8 @@ impl Work<'_> {
         let mut image = first.image.clone();
         image.layers.truncate(layers);
         let packing = &self.spec.product.packing;
-        Ok(emit::write_shared(&image, tree, &keep, base, packing, self.scratch)?)
+        let progress = |done, total| self.reporter.progress(done, total);
+        Ok(emit::write_shared(&image, tree, &keep, base, packing, self.scratch, &progress)?)
     }
 
     fn image(&self, at: usize, base: Option<&Base>) -> Result<(Product, Summary), PipelineError> {
@@ -348,7 +350,8 @@ impl Work<'_> {
         let results = Results::open(&folder)?;
         let format: ImageFormat = self.spec.product.format;
         let file = results.image(format);
-        let original = Original { image, tree, unpacked: None };
+        let progress = &|done, total| self.reporter.progress(done, total);
+        let original = Original { image, tree, unpacked: None, progress };
         let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
         let summary = wanted.summary(&original, profile, &product);

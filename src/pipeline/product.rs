@@ -70,6 +70,8 @@ pub(super) struct Original<'a> {
     pub tree: &'a Tree,
     /// Where its layers are unpacked, if they are.
     pub unpacked: Option<&'a Unpacked<'a>>,
+    /// See [`Order::progress`].
+    pub progress: &'a dyn Fn(u64, u64),
 }
 
 /// An emitted image under its temporary name, with what decided it.
@@ -150,10 +152,10 @@ impl Wanted {
         keep: &'a KeepSet,
         base: Option<&'a Base>,
     ) -> Order<'a> {
-        let Original { image, tree, unpacked } = *original;
+        let Original { image, tree, unpacked, progress } = *original;
         let Self { tags, format, packing, edits, .. } = self;
         let (format, packing) = (*format, *packing);
-        Order { image, unpacked, tree, keep, base, tags, format, packing, edits }
+        Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress }
     }
 
     /// What is said of a written image where nothing was run.

@@ -233,7 +233,8 @@ impl<'a> Work<'a> {
         let tree = self.shelf.tree()?;
         let file = self.results.path(".image.slim-partial");
         let unpacked = |layer, path: &RootPath| self.folders.open(layer, path);
-        let original = Original { image: &self.image, tree, unpacked: Some(&unpacked) };
+        let progress = &|done, total| self.reporter.progress(done, total);
+        let original = Original { image: &self.image, tree, unpacked: Some(&unpacked), progress };
         self.wanted.produce(&original, profile, &file)
     }
 

@@ -288,7 +288,7 @@ fn an_interrupted_load_ends_at_once_and_leaves_nothing() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let folder = dir.path();
     let mut layer = LayerFixture::default();
-    layer = layer.raw(b'0', b"big", b"", &noise(100 << 20), &Attr::default());
+    layer = layer.raw(b'0', b"big", b"", &vec![7; 256 << 20], &Attr::default());
     ImageFixture::default().packed(layer, Packed::Plain).tag("it/big:1").write(folder);
 
     let podman = Podman::new();

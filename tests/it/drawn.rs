@@ -216,7 +216,18 @@ fn emit(
     keep.paths.retain(|path, _| !without.contains(path));
     let (tags, edits, packing) = (&["t:1".to_owned()], &Edits::default(), Packing::default());
     let (keep, base, format) = (&keep, None, ImageFormat::Layout);
-    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits };
+    let order = Order {
+        image,
+        unpacked,
+        tree,
+        keep,
+        base,
+        tags,
+        format,
+        packing,
+        edits,
+        progress: &|_, _| (),
+    };
     slim::emit::write(&order, target).map_err(|e| format!("write: {e}"))
 }
 

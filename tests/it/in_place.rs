@@ -10,7 +10,7 @@ use slim::source::{self, Access};
 use crate::images::{as_mounted, assert_same_tree};
 use crate::support::engines::{Containerd, Docker, Engine, Podman};
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
-use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, slim};
+use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
 
 /// Layers that engines unpack as slim does, and as the third one that they do not: it names no folder
 /// above its file, and lies through a symlink.
@@ -78,7 +78,7 @@ fn inspected(engine: &dyn Engine, folder: &Path, reference: &str) -> (Value, Str
     (serde_json::from_slice(&output.stdout).unwrap(), said)
 }
 
-fn assert_same_image(got: &Value, want: &Value, what: &str) {
+pub fn assert_same_image(got: &Value, want: &Value, what: &str) {
     for key in ["config_digest", "chain_id", "config", "platform", "files", "bytes"] {
         assert_eq!(got[key], want[key], "{what}: {key}");
     }
@@ -175,6 +175,69 @@ fn podmans_layers_are_the_containers_and_the_tree_is_the_images() {
     podman.ask("podman", &["rmi", "localhost/it/fixture:1"]);
     let error = slim::model::chain(&index(&image).unwrap_err());
     assert!(error.contains("layer 0") && error.contains("pull it again"), "{error}");
+}
+
+/// Storages as they are configured elsewhere: by driver, with a program that mounts, in one folder with
+/// another driver's, and as an additional store.
+#[test]
+fn storages_of_several_drivers_have_the_same_image() {
+    let needs = [Need::Root, Need::Program("skopeo"), Need::Program("fuse-overlayfs")];
+    if !have(&needs) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = dir.path();
+    let layout = format!("oci:{}", fixture(folder, &layers()).display());
+    let access = Access::platform("linux/amd64");
+    let want = source::open(&layout, &access).unwrap();
+    let tree = index(&want).unwrap();
+    let fuse = "overlay.mount_program=/usr/bin/fuse-overlayfs";
+    let conf = folder.join("storage.conf");
+    for (number, (root, driver, option)) in
+        [("one", "vfs", ""), ("one", "overlay", ""), ("two", "overlay", fuse)].iter().enumerate()
+    {
+        let root = folder.join(root);
+        let (place, run) = (root.display(), folder.join("run"));
+        let options = if option.is_empty() { String::new() } else { format!(":{option}") };
+        let name = format!("localhost/it/{driver}:1");
+        let to = format!("containers-storage:[{driver}@{place}+{}{options}]{name}", run.display());
+        sh("skopeo", &["copy", "--quiet", &layout, &to]);
+        let what = format!("{driver} {option}");
+        let image = source::open(&format!("containers-storage:[{driver}@{place}]{name}"), &access);
+        let image = image.unwrap();
+        assert_eq!(image.config_digest, want.config_digest, "{what}");
+        let store = Store::open(Some(&folder.join(format!("store{number}")))).unwrap();
+        let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
+        assert_same_tree(&rootfs.tree, &tree, &what);
+        as_mounted(&store, &rootfs, &what);
+        // A folder of vfs is the whole image up to there, and none of its layers.
+        let theirs = rootfs.lowers.iter().filter(|lower| lower.starts_with(&root)).count();
+        assert_eq!(theirs > 0, *driver == "overlay", "{what}: {:?}", rootfs.lowers);
+
+        // By the configuration: as the storage itself, and as one that another adds.
+        let own = format!("driver = {driver:?}\ngraphroot = {root:?}\n");
+        let added = format!(
+            "driver = {driver:?}\ngraphroot = {:?}\n[storage.options]\nadditionalimagestores = [{root:?}]\n",
+            folder.join("none")
+        );
+        for text in [own, added] {
+            std::fs::write(&conf, format!("[storage]\nrunroot = {run:?}\n{text}")).unwrap();
+            let mut command = slim(folder);
+            command.env("CONTAINERS_STORAGE_CONF", &conf);
+            command.args(["inspect", "--json", &format!("containers-storage:{name}")]);
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{what}, {text}: {said}");
+            let got: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(got["config_digest"], json!(want.config_digest), "{what}, {text}");
+        }
+    }
+    for root in ["one", "two"] {
+        for name in ["overlay", ""] {
+            let path = folder.join(root).join(name);
+            let _ = Command::new("umount").arg(path).stderr(std::process::Stdio::null()).status();
+        }
+    }
 }
 
 /// A tree that engines unpack otherwise than slim: what they made is not used.

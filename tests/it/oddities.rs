@@ -126,7 +126,18 @@ fn written(image: &Image, packing: Packing, target: &Path) -> Image {
     let (keep, tags, edits) = (keep_all(&tree), ["t:1".to_owned()], Edits::default());
     let (base, unpacked, format) = (None, None, ImageFormat::Layout);
     let (tree, keep, tags, edits) = (&tree, &keep, &tags, &edits);
-    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits };
+    let order = Order {
+        image,
+        unpacked,
+        tree,
+        keep,
+        base,
+        tags,
+        format,
+        packing,
+        edits,
+        progress: &|_, _| (),
+    };
     slim::emit::write(&order, target).unwrap();
     open(target).unwrap()
 }

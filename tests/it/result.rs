@@ -12,6 +12,7 @@ use slim::rootfs::{Store, index};
 use slim::source::Access;
 
 use crate::images::{as_mounted, assert_same_tree, keep_all};
+use crate::support::engines::{Docker, Engine as _};
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::{Need, have, json, outcome, sh, slim};
 
@@ -44,7 +45,18 @@ fn write(
 ) -> (Emitted, Image) {
     let (tags, edits) = (["t:1".to_owned()], Edits::default());
     let (tags, edits, format) = (&tags, &edits, ImageFormat::Layout);
-    let order = Order { image, unpacked: None, tree, keep, base, tags, format, packing, edits };
+    let order = Order {
+        image,
+        unpacked: None,
+        tree,
+        keep,
+        base,
+        tags,
+        format,
+        packing,
+        edits,
+        progress: &|_, _| (),
+    };
     let emitted = slim::emit::write(&order, target).unwrap();
     (emitted, open(target))
 }
@@ -189,6 +201,29 @@ fn compression_changes_how_a_layer_is_stored_and_never_what_it_is() {
         assert_eq!(digests.len(), 1, "{compression:?}: the threads show");
     }
     assert_eq!(diff_ids.len(), 1);
+}
+
+#[test]
+fn whoever_waits_hears_how_far_the_layers_are() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let big = "slim ".repeat(1 << 20);
+    let layers = [layer().file("a", &big).file("gone", "1"), layer().file("b", "1")];
+    let fixture = layers.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+    let image = open(&fixture.write(dir.path()));
+    let tree = index(&image).unwrap();
+    let (keep, tags, edits) = (all_but(&tree, &["/gone"]), ["t:1".to_owned()], Edits::default());
+    let told = std::cell::RefCell::new(Vec::new());
+    let progress = &|done, total| told.borrow_mut().push((done, total));
+    let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
+    let (unpacked, base, format) = (None, None, ImageFormat::Archive);
+    let packing = Packing::default();
+    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress };
+    slim::emit::write(&order, &dir.path().join("slim.tar")).unwrap();
+    // The first layer's content, and the second layer as it is stored.
+    let total = big.len() as u64 + image.layers[1].blob.unwrap().1;
+    let told = told.into_inner();
+    assert!(told.len() >= 5 && told.iter().all(|(_, of)| *of == total), "{told:?}");
+    assert!(told.is_sorted() && told.last() == Some(&(total, total)), "{told:?}");
 }
 
 /// What upper layers can do to a base: replace, remove, hide, change kinds, link into it.
@@ -553,8 +588,18 @@ fn results_of_several_platforms_become_one_image() {
         let (tags, edits) = (["shop/web:1".to_owned()], Edits::default());
         let (keep, format, packing) = (keep_all(&tree), ImageFormat::Layout, Packing::default());
         let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
-        let order =
-            Order { image, unpacked: None, tree, keep, base: None, tags, format, packing, edits };
+        let order = Order {
+            image,
+            unpacked: None,
+            tree,
+            keep,
+            base: None,
+            tags,
+            format,
+            packing,
+            edits,
+            progress: &|_, _| (),
+        };
         slim::emit::write(&order, &target).unwrap();
     }
     let run = |args: &[&str]| outcome(&slim(dir.path()).arg("index").args(args).output().unwrap());
@@ -581,12 +626,8 @@ fn results_of_several_platforms_become_one_image() {
     assert!(code == 2 && text.contains("linux/amd64"), "{code} {text}");
 }
 
-#[test]
-fn a_recipe_makes_the_same_image_in_another_builder() {
-    if !have(&[Need::Root, Need::Program("buildah"), Need::Program("skopeo")]) {
-        return;
-    }
-    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+/// What COPY finds hard, and what an image can say.
+fn for_a_recipe() -> ImageFixture {
     let setuid = Attr { mode: 0o4755, ..Attr::default() };
     let link = Attr { mode: 0o777, ..Attr::default() };
     let owned = Attr { mode: 0o640, uid: 1000, gid: 7, mtime: 1_500_000_000 };
@@ -607,9 +648,22 @@ fn a_recipe_makes_the_same_image_in_another_builder() {
             .file("$HOME [*]", "6"),
         layer().file("left out", "7").file("root file", "8"),
     ];
-    let config = json!({ "Cmd": ["/a/plain", "$x"], "Env": ["PATH=/bin", "A=$b \"c\""], "User": "7", "WorkingDir": "/a" });
+    let config = json!({
+        "Cmd": ["/a/plain", "$x"], "Env": ["PATH=/bin", "A=$b \"c\""], "User": "7", "WorkingDir": "/a",
+        "Labels": { "l": "a $b" }, "StopSignal": "SIGUSR1", "ExposedPorts": { "80/tcp": {} },
+        "Healthcheck": { "Test": ["CMD", "/a/plain"], "Interval": 5_000_000_000u64 },
+    });
     let fixture = layers.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
-    let layout = fixture.config(config).tag("shop/web:1").write(dir.path());
+    fixture.config(config).tag("shop/web:1")
+}
+
+#[test]
+fn a_recipe_makes_the_same_image_in_another_builder() {
+    if !have(&[Need::Root, Need::Program("buildah"), Need::Program("skopeo")]) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let layout = for_a_recipe().write(dir.path());
     let text = |output: Output| {
         let (code, text) = outcome(&output);
         assert_eq!(code, 0, "{text}");
@@ -634,7 +688,48 @@ fn a_recipe_makes_the_same_image_in_another_builder() {
     let ours = open(&dir.path().join("out/image.tar"));
     let theirs = open(Path::new(&recipe));
     assert_same_tree(&index(&theirs).unwrap(), &index(&ours).unwrap(), "buildah");
-    for key in ["Cmd", "Env", "User", "WorkingDir"] {
+    // buildah adds a label of its own.
+    assert_eq!(theirs.config.labels()["l"], "a $b");
+    for key in ["Cmd", "Env", "User", "WorkingDir", "StopSignal", "ExposedPorts"] {
+        assert_eq!(theirs.config.0["config"][key], ours.config.0["config"][key], "{key}");
+    }
+}
+
+/// Docker's own builder, which engines have had before BuildKit.
+#[test]
+fn a_recipe_makes_the_same_image_in_dockers_builder() {
+    if !have(&[Need::Root, Need::Program("dockerd"), Need::Program("docker")]) {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = dir.path();
+    for_a_recipe().write(folder);
+    let docker = Docker::start();
+    let env = docker.env();
+    let wish = ["--drop", "/left*"];
+    for args in [
+        &[&wish[..], &["--format", "dockerfile"]].concat()[..],
+        &[&wish[..], &["-o", "ours"]].concat(),
+    ] {
+        let (code, said) = outcome(&build(folder, args));
+        assert_eq!(code, 0, "{said}");
+    }
+    let mut load = slim(folder);
+    load.env(env.0, &env.1).args(["load", "layout", "--to", "docker"]);
+    let (code, said) = outcome(&load.output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    let mut builder = docker.client("docker");
+    builder.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--tag", "made", "out"]);
+    let (code, said) = outcome(&builder.current_dir(folder).output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    let made = folder.join("made.tar");
+    docker.ask("docker", &["save", "--output", made.to_str().unwrap(), "made"]);
+    let (ours, theirs) = (open(&folder.join("ours/image.tar")), open(&made));
+    assert_same_tree(&index(&theirs).unwrap(), &index(&ours).unwrap(), "docker build");
+    let written = index(&theirs).unwrap().get(&path("/a/owned")).map(|node| (node.uid, node.mode));
+    assert_eq!(written, Some((1000, 0o640)));
+    let keys = ["Cmd", "Env", "User", "WorkingDir", "Labels", "StopSignal", "ExposedPorts"];
+    for key in keys.into_iter().chain(["Healthcheck"]) {
         assert_eq!(theirs.config.0["config"][key], ours.config.0["config"][key], "{key}");
     }
 }

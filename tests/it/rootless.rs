@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::in_place::assert_same_image;
 use crate::support::image::{Attr, ImageFixture, LayerFixture};
 use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh};
 
@@ -120,6 +121,14 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
+        // What a test that failed left, else the user stays.
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let own = entry.metadata().is_ok_and(|meta| meta.uid() == self.uid);
+            if own && name.parse::<u32>().is_ok() {
+                let _ = Command::new("kill").args(["-KILL", &name]).stderr(Stdio::null()).status();
+            }
+        }
         // Its folder of sockets, where no session gave it one.
         let _ = std::fs::remove_dir(format!("/tmp/slim-{}", self.uid));
         let _ = Command::new("userdel").arg(&self.name).stderr(Stdio::null()).status();
@@ -129,12 +138,26 @@ impl Drop for User {
 /// A web server and, beside it, what a user namespace finds hard: owners, a device, attributes,
 /// whiteouts, an opaque folder.
 fn image(config: serde_json::Value) -> ImageFixture {
+    let program = Attr { mode: 0o755, ..Attr::default() };
+    let capability: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let hard = plain_layer()
+        .raw(b'3', b"srv/null", b"", &[1, 3], &Attr::default())
+        .link("srv/null-too", "srv/null")
+        .pax(&[
+            ("SCHILY.xattr.security.capability", capability),
+            ("SCHILY.xattr.trusted.secret", b"1"),
+        ])
+        .raw(b'0', b"srv/capable", b"", b"x", &program);
+    with_an_upper_layer(hard, config)
+}
+
+/// A web server and files of other owners.
+fn plain_layer() -> LayerFixture {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
     let busybox = std::fs::read(busybox.iter().find(|path| path.exists()).unwrap()).unwrap();
     let program = Attr { mode: 0o755, ..Attr::default() };
-    let owned = |mode| Attr { mode, uid: 1000, gid: 1000, ..Attr::default() };
-    let capability: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    let lower = LayerFixture::default()
+    let owned = Attr { mode: 0o4640, uid: 1000, gid: 1000, ..Attr::default() };
+    LayerFixture::default()
         .dir("bin")
         .raw(b'0', b"bin/busybox", b"", &busybox, &program)
         .symlink("bin/sh", "busybox")
@@ -143,17 +166,13 @@ fn image(config: serde_json::Value) -> ImageFixture {
         .dir("www")
         .file("www/index.html", "hello\n")
         .dir("srv")
-        .raw(b'0', b"srv/owned", b"", b"x", &owned(0o4640))
-        .raw(b'3', b"srv/null", b"", &[1, 3], &Attr::default())
-        .link("srv/null-too", "srv/null")
-        .pax(&[
-            ("SCHILY.xattr.security.capability", capability),
-            ("SCHILY.xattr.trusted.secret", b"1"),
-        ])
-        .raw(b'0', b"srv/capable", b"", b"x", &program)
+        .raw(b'0', b"srv/owned", b"", b"x", &owned)
         .file("srv/gone", "x")
         .dir("srv/opaque")
-        .file("srv/opaque/below", "x");
+        .file("srv/opaque/below", "x")
+}
+
+fn with_an_upper_layer(lower: LayerFixture, config: serde_json::Value) -> ImageFixture {
     let upper = LayerFixture::default().whiteout("srv/gone").dir("srv/opaque").opaque("srv/opaque");
     let mut all = json!({
         "Cmd": ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"],
@@ -441,4 +460,83 @@ fn a_user_builds_the_image_that_root_builds() {
     }
     let meta = std::fs::metadata(user.path("mine/image.tar")).unwrap();
     assert_eq!((meta.uid(), meta.permissions().mode() & 0o002), (user.uid, 0));
+}
+
+/// An ordinary user's Podman keeps images in the user's home, files there with the user's ids.
+#[test]
+fn the_images_of_a_users_podman_are_found_and_the_same() {
+    if !have(&NEEDS) || !have(&["podman", "fuse-overlayfs"].map(Need::Program)) {
+        return;
+    }
+    let user = User::new(true);
+    let name = "localhost/it/own:1";
+    // Podman cannot link to a device that it cannot make.
+    with_an_upper_layer(plain_layer(), json!({})).tag(name).write(user.home.path());
+    let archive = user.path("image.tar");
+    let layout = user.path("layout");
+    sh("tar", &["-C", layout.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
+    let coverage = user.script("$SLIM_EXEC busybox cat /srv/owned\n");
+    let conf = user.path(".config/containers/storage.conf");
+    std::fs::create_dir_all(conf.parent().unwrap()).unwrap();
+    std::fs::create_dir(user.path("run")).unwrap();
+    let podman = |args: &[&str]| {
+        let mut command = Command::new("podman");
+        command.args(args).current_dir(user.home.path()).stdin(Stdio::null());
+        let slim = user.slim(&[]);
+        command.env_clear().envs(slim.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.env("XDG_RUNTIME_DIR", user.path("run")).uid(user.uid).gid(user.uid);
+        command
+    };
+    let done = |mut command: Command| {
+        let (code, said) = outcome(&command.output().unwrap());
+        assert_eq!(code, 0, "{command:?}: {said}");
+    };
+    let inspected = |mut command: Command| -> serde_json::Value {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command:?}: {said}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let want = inspected({
+        let mut command = crate::support::slim(user.home.path());
+        command.args(["inspect", "--json", "oci:layout"]);
+        command
+    });
+    let fuse = "[storage.options.overlay]\nmount_program = \"/usr/bin/fuse-overlayfs\"\n";
+    for (number, (driver, options)) in
+        [("vfs", ""), ("overlay", ""), ("overlay", fuse)].into_iter().enumerate()
+    {
+        let root = user.path(&format!("storage{number}"));
+        let run = user.path(&format!("run/{number}"));
+        let text =
+            format!("[storage]\ndriver = {driver:?}\ngraphroot = {root:?}\nrunroot = {run:?}\n");
+        std::fs::write(&conf, text + options).unwrap();
+        user.owns(user.home.path());
+        done(podman(&["load", "--quiet", "--input", archive.to_str().unwrap()]));
+        done(podman(&["create", "--name", "made", name]));
+        let what = format!("{driver} {options}");
+        // Where slim runs nothing it has the user's own id only.
+        let (code, said) = outcome(&user.slim(&["inspect", name]).output().unwrap());
+        assert!(code == 3 && said.contains("podman unshare slim"), "{what}: {code} {said}");
+        for reference in [name, "container:made"] {
+            let got = inspected(podman(&["unshare", "./slim", "inspect", "--json", reference]));
+            assert_same_image(&got, &want, &format!("{what}: {reference}"));
+        }
+        // Another user's storage by its place: root sees other owners in its folders.
+        let place = format!("containers-storage:[{driver}@{}]{name}", root.display());
+        let mut as_root = crate::support::slim(user.home.path());
+        as_root.args(["inspect", "--json", &place]);
+        assert_same_image(&inspected(as_root), &want, &what);
+        for mut slim in [user.slim(&[]), crate::support::slim(user.home.path())] {
+            let by = slim.get_program().to_owned();
+            slim.args(["trace", "--image", &place, "--recorder", "none", "--no-restart"]);
+            slim.args(["--store", &format!("store-{number}-{}", by.len()), "-o", "out", "--"]);
+            let (code, said) = outcome(&slim.arg(&coverage).output().unwrap());
+            assert_eq!(code, 0, "{what}, {by:?}: {said}");
+            let _ = std::fs::remove_dir_all(user.path("out"));
+        }
+        done(podman(&["rm", "made"]));
+        // The process that keeps its namespaces ends.
+        done(podman(&["system", "migrate"]));
+    }
 }
