@@ -57,6 +57,7 @@ const USE_CLOCKID: u64 = 1 << 25;
 const FLAG_PID_CGROUP: libc::c_ulong = 4;
 const FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 const IOC_ENABLE: libc::c_ulong = 0x2400;
+const IOC_DISABLE: libc::c_ulong = 0x2401;
 const IOC_SET_OUTPUT: libc::c_ulong = 0x2405;
 const IOC_SET_FILTER: libc::c_ulong = 0x4008_2406;
 
@@ -167,7 +168,13 @@ impl PerfEvent {
         self.ioctl(IOC_ENABLE, 0)
     }
 
-    /// Lets a tracepoint tell only of what matches; replaces a filter that was there.
+    /// Tells of nothing from here on.
+    pub fn disable(&self) -> io::Result<()> {
+        self.ioctl(IOC_DISABLE, 0)
+    }
+
+    /// Lets a tracepoint tell only of what matches; once, for the kernel refuses to replace a filter
+    /// (EEXIST).
     pub fn set_filter(&self, filter: &str) -> io::Result<()> {
         let text = CString::new(filter).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: the kernel copies the NUL-terminated string, which outlives the call.

@@ -9,7 +9,7 @@ mod calls;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -27,14 +27,65 @@ const RING_BYTES: usize = 4 << 20;
 
 /// The events of one processor, which share its ring.
 struct Cpu {
+    number: u32,
+    tasks: PerfEvent,
+    calls: Tracepoints,
+    /// Records that found the ring full, told by events that are closed.
+    lost: u64,
+}
+
+/// The beginnings and ends of calls, as far as a filter lets them be told of.
+struct Tracepoints {
     enter: PerfEvent,
     exit: PerfEvent,
-    tasks: PerfEvent,
+}
+
+/// Whose calls are told of.
+struct Watched {
+    told: Told,
+    cgroup: OwnedFd,
+}
+
+impl Watched {
+    fn tracepoints(
+        &self,
+        number: u32,
+        tasks: &PerfEvent,
+        filters: Option<&(String, String)>,
+    ) -> io::Result<Tracepoints> {
+        let open = |id, filter: Option<&String>| {
+            let event = PerfEvent::open(What::Tracepoint(id), self.cgroup.as_fd(), number)?;
+            event.send_to(tasks)?;
+            filter.map_or(Ok(()), |filter| event.set_filter(filter))?;
+            Ok::<_, io::Error>(event)
+        };
+        let enter = open(self.told.enter, filters.map(|(enter, _)| enter))?;
+        let exit = open(self.told.exit, filters.map(|(_, exit)| exit))?;
+        // ends of calls before their beginnings: none is to look like a refused one's
+        exit.enable()?;
+        enter.enable()?;
+        Ok(Tracepoints { enter, exit })
+    }
+}
+
+impl Cpu {
+    /// Puts other filters in force. The kernel takes one for an event once and for all
+    /// (kernel/trace/trace_events_filter.c, `ftrace_profile_set_filter`: EEXIST), so others take the
+    /// events' place; for a moment both tell.
+    fn replace(&mut self, watched: &Watched, filters: &(String, String)) -> io::Result<()> {
+        let new = watched.tracepoints(self.number, &self.tasks, Some(filters))?;
+        let Tracepoints { enter, exit } = std::mem::replace(&mut self.calls, new);
+        exit.disable()?;
+        enter.disable()?;
+        self.lost += [enter, exit].iter().filter_map(PerfEvent::lost).sum::<u64>();
+        Ok(())
+    }
 }
 
 /// What source and control share.
 struct Shared {
-    cpus: Vec<Cpu>,
+    watched: Watched,
+    cpus: Mutex<Vec<Cpu>>,
     calls: Mutex<Calls>,
     hub: Arc<Hub>,
     lost: Mutex<u64>,
@@ -43,13 +94,11 @@ struct Shared {
 impl Shared {
     /// Puts the filters in force that `calls` has come to.
     fn tighten(&self, calls: &mut Calls) {
-        let Some((enter, exit)) = calls.new_filters() else { return };
-        for cpu in &self.cpus {
-            for (event, filter) in [(&cpu.enter, &enter), (&cpu.exit, &exit)] {
-                if let Err(error) = event.set_filter(filter) {
-                    // every call is told of as before: dearer, and nothing is missed
-                    tracing::debug!(%error, filter, "a tracepoint's filter was refused");
-                }
+        let Some(filters) = calls.new_filters() else { return };
+        for cpu in lock(&self.cpus).iter_mut() {
+            if let Err(error) = cpu.replace(&self.watched, &filters) {
+                // every call is told of as before: dearer, and nothing is missed
+                tracing::debug!(%error, ?filters, "a tracepoint's filter was refused");
             }
         }
     }
@@ -59,14 +108,15 @@ impl Shared {
 pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
     notify::check()?;
     let hub = Hub::new(None)?;
-    let (cpus, rings, told) = open_all(start)?;
-    let shared =
-        Arc::new(Shared { cpus, calls: Mutex::new(Calls::new(told)), hub, lost: Mutex::new(0) });
+    let (cpus, rings, watched) = open_all(start)?;
+    let calls = Mutex::new(Calls::new(watched.told));
+    let (cpus, lost) = (Mutex::new(cpus), Mutex::new(0));
+    let shared = Arc::new(Shared { watched, cpus, calls, hub, lost });
     let source = Box::new(Events { shared: Arc::clone(&shared), rings });
     Ok(Ends { source, control: Box::new(Steer(shared)) })
 }
 
-type Opened = (Vec<Cpu>, Vec<PerfRing>, Told);
+type Opened = (Vec<Cpu>, Vec<PerfRing>, Watched);
 
 fn open_all(start: &Start<'_>) -> Result<Opened, RecordError> {
     let refused = |why: &str, source: io::Error| RecordError::Host {
@@ -82,33 +132,29 @@ fn open_all(start: &Start<'_>) -> Result<Opened, RecordError> {
             .map_err(|e| refused("the kernel has no raw_syscalls tracepoints", e))
     };
     let told = Told { enter: id("raw_syscalls/sys_enter")?, exit: id("raw_syscalls/sys_exit")? };
-    let legacy = legacy_cgroup(start.path).map_err(|e| refused("the cgroup of perf_event", e))?;
-    let cgroup = match &legacy {
-        Some(legacy) => legacy.as_fd(),
-        None => start.cgroup()?.as_fd(),
+    let no_group = |e| refused("the cgroup of perf_event", e);
+    let cgroup = match legacy_cgroup(start.path).map_err(no_group)? {
+        Some(legacy) => legacy.into(),
+        None => start.cgroup()?.as_fd().try_clone_to_owned().map_err(no_group)?,
     };
+    let watched = Watched { told, cgroup };
     let (mut cpus, mut rings) = (Vec::new(), Vec::new());
     for number in online().map_err(|e| refused("the processors cannot be counted", e))? {
-        let (cpu, ring) = open_cpu(told, cgroup, number)
+        let (cpu, ring) = open_cpu(&watched, number)
             .map_err(|e| refused("perf_event_open for the run's cgroup", e))?;
         cpus.push(cpu);
         rings.push(ring);
     }
-    Ok((cpus, rings, told))
+    Ok((cpus, rings, watched))
 }
 
-fn open_cpu(told: Told, cgroup: BorrowedFd<'_>, number: u32) -> io::Result<(Cpu, PerfRing)> {
-    let tasks = PerfEvent::open(What::Tasks, cgroup, number)?;
+fn open_cpu(watched: &Watched, number: u32) -> io::Result<(Cpu, PerfRing)> {
+    let tasks = PerfEvent::open(What::Tasks, watched.cgroup.as_fd(), number)?;
     let ring = PerfRing::map(&tasks, RING_BYTES)?;
-    let enter = PerfEvent::open(What::Tracepoint(told.enter), cgroup, number)?;
-    let exit = PerfEvent::open(What::Tracepoint(told.exit), cgroup, number)?;
-    enter.send_to(&tasks)?;
-    exit.send_to(&tasks)?;
-    // forks before calls, ends of calls before their beginnings: none is to look like something else
-    for event in [&tasks, &exit, &enter] {
-        event.enable()?;
-    }
-    Ok((Cpu { enter, exit, tasks }, ring))
+    // forks before calls: no process is to look like one that was moved here
+    tasks.enable()?;
+    let calls = watched.tracepoints(number, &tasks, None)?;
+    Ok((Cpu { number, tasks, calls, lost: 0 }, ring))
 }
 
 /// The run's cgroup in the hierarchy of version 1 that has `perf_event`, where there is one: made
@@ -274,9 +320,17 @@ impl Control for Steer {
     }
 
     fn losses(&mut self) -> Result<Vec<Lost>, RecordError> {
-        let events = self.0.cpus.iter().flat_map(|cpu| [&cpu.enter, &cpu.exit, &cpu.tasks]);
+        let cpus = lock(&self.0.cpus);
+        let events = |cpu| {
+            let Cpu { tasks, calls: Tracepoints { enter, exit }, lost, .. }: &Cpu = cpu;
+            [enter, exit, tasks]
+                .map(PerfEvent::lost)
+                .into_iter()
+                .sum::<Option<u64>>()
+                .map(|n| n + lost)
+        };
         // a record of losses comes with the next record only: the kernel's own count is surer
-        let counted: Option<u64> = events.map(PerfEvent::lost).sum();
+        let counted: Option<u64> = cpus.iter().map(events).sum();
         let lost = counted.unwrap_or(0).max(*lock(&self.0.lost));
         let mut losses = self.0.hub.losses();
         losses.push((LossKind::PerfLost, lost, "records found perf's ring full"));
@@ -300,6 +354,8 @@ pub(super) fn check() -> Result<(), RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     #[test]
@@ -308,6 +364,68 @@ mod tests {
                     26 24 0:23 / /sys/fs/cgroup/perf_event rw - cgroup cgroup rw,perf_event\n";
         assert_eq!(legacy_root(text), Some("/sys/fs/cgroup/perf_event".into()));
         assert_eq!(legacy_root("26 24 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"), None);
+    }
+
+    /// A process that signals itself and asks for its mask without end, in a cgroup of its own.
+    struct Busy(std::process::Child, PathBuf);
+
+    impl Busy {
+        fn start() -> Self {
+            let group = hierarchy().unwrap().join(format!("slim-test-{}", std::process::id()));
+            std::fs::create_dir_all(&group).unwrap();
+            let script = "echo $$ > \"$0/cgroup.procs\"; while :; do kill -0 $$; umask; done";
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", script]).arg(&group).stdout(std::process::Stdio::null());
+            Self(command.spawn().unwrap(), group)
+        }
+    }
+
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+            while std::fs::remove_dir(&self.1).is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+            {
+            }
+        }
+    }
+
+    /// How often calls are told of, by number, once what was told before is read.
+    fn told(rings: &mut [PerfRing]) -> HashMap<u64, u32> {
+        let mut told = HashMap::new();
+        for keep in [false, true] {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let mut record = |record| {
+                let Record::Sample { raw, .. } = record else { return };
+                let number = u64::from_ne_bytes(raw[8..16].try_into().unwrap());
+                *told.entry(number).or_default() += u32::from(keep);
+            };
+            for ring in rings.iter_mut() {
+                ring.drain(&mut record);
+            }
+        }
+        told.retain(|_, count| *count > 0);
+        told
+    }
+
+    #[test]
+    fn a_filter_gives_way_to_a_tighter_one_and_to_none() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // perf takes cgroups from root only
+        }
+        let busy = Busy::start();
+        let group = File::open(&busy.1).unwrap();
+        let start = Start { cgroup: Some(&group), path: &busy.1, family: &[], filter: None };
+        let (mut cpus, mut rings, watched) = open_all(&start).unwrap();
+        let (kill, umask) = (62, 95); // their numbers on x86_64
+        for (filter, wanted) in
+            [("id!=62", [false, true]), ("id!=62&&id!=95", [false, false]), ("id>=0", [true, true])]
+        {
+            let filters = (filter.to_owned(), filter.to_owned());
+            cpus.iter_mut().for_each(|cpu| cpu.replace(&watched, &filters).unwrap());
+            let told = told(&mut rings);
+            assert_eq!([kill, umask].map(|number| told.contains_key(&number)), wanted, "{told:?}");
+        }
     }
 
     #[test]
