@@ -106,9 +106,7 @@ pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descrip
         media_type: media_type.into(),
         digest: digest.to_string(),
         size,
-        platform: None,
-        urls: Vec::new(),
-        annotations: Default::default(),
+        ..Descriptor::default()
     }
 }
 

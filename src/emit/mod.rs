@@ -119,6 +119,21 @@ pub struct Order<'a> {
     pub progress: &'a dyn Fn(u64, u64),
 }
 
+impl<'a> Order<'a> {
+    /// A folder, gzip, from the layers alone, nobody who hears how far it is.
+    pub fn new(
+        image: &'a Image,
+        tree: &'a Tree,
+        keep: &'a KeepSet,
+        tags: &'a [String],
+        edits: &'a Edits,
+    ) -> Self {
+        let (unpacked, base, progress) = (None, None, &|_, _| ());
+        let (format, packing) = (ImageFormat::Layout, Packing::default());
+        Self { image, unpacked, tree, keep, base, tags, format, packing, edits, progress }
+    }
+}
+
 /// Filters the layers of an image and writes the result at `target` (a file for `Archive`, a folder
 /// for `Layout`).
 ///
@@ -182,8 +197,6 @@ pub fn write_image(
     format: ImageFormat,
     target: &Path,
 ) -> Result<Emitted, EmitError> {
-    let (tags, edits, packing) = ([tag.to_owned()], Edits::default(), Packing::default());
-    let (base, tags, edits, unpacked, progress) = (None, &tags, &edits, None, &|_, _| ());
-    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress };
-    write(&order, target)
+    let (tags, edits) = ([tag.to_owned()], Edits::default());
+    write(&Order { format, ..Order::new(image, tree, keep, &tags, &edits) }, target)
 }

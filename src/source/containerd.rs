@@ -106,10 +106,7 @@ fn find(namespace: &str, name: &str) -> Result<Option<(String, Descriptor)>, Sou
     let descriptor = Descriptor {
         media_type: (*kind).to_owned(),
         digest: (*digest).to_owned(),
-        size: 0,
-        platform: None,
-        urls: Vec::new(),
-        annotations: Default::default(),
+        ..Descriptor::default()
     };
     Ok(Some(((*name).to_owned(), descriptor)))
 }

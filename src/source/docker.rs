@@ -123,9 +123,7 @@ pub(super) fn stand_in(config: Digest, size: u64, parsed: &ImageConfig, sizes: &
         media_type: media_type.into(),
         digest,
         size,
-        platform: None,
-        urls: Vec::new(),
-        annotations: Default::default(),
+        ..Descriptor::default()
     };
     let layers = parsed.diff_ids().into_iter().zip(sizes);
     let manifest = Manifest {

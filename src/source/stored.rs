@@ -1,6 +1,6 @@
 //! An image file as it lies on disk, to be handed on whole: what a push reads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -44,9 +44,7 @@ pub fn stored(reference: &str) -> Result<Stored, SourceError> {
             media_type: OCI_INDEX.to_owned(),
             digest: Digest::of(&bytes).to_string(),
             size: bytes.len() as u64,
-            platform: None,
-            urls: Vec::new(),
-            annotations: BTreeMap::new(),
+            ..Descriptor::default()
         };
         return Ok(Stored { container, top, whole: Some(bytes) });
     }

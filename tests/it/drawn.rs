@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use slim::emit::{Edits, Emitted, ImageFormat, Order, Packing, Unpacked, write_image};
+use slim::emit::{Edits, Emitted, ImageFormat, Order, Unpacked, write_image};
 use slim::model::{RootPath, Tree};
 use slim::oci::Image;
 use slim::rootfs::{Folders, Store, index};
@@ -214,20 +214,8 @@ fn emit(
 ) -> Result<Emitted, String> {
     let mut keep = keep_all(tree);
     keep.paths.retain(|path, _| !without.contains(path));
-    let (tags, edits, packing) = (&["t:1".to_owned()], &Edits::default(), Packing::default());
-    let (keep, base, format) = (&keep, None, ImageFormat::Layout);
-    let order = Order {
-        image,
-        unpacked,
-        tree,
-        keep,
-        base,
-        tags,
-        format,
-        packing,
-        edits,
-        progress: &|_, _| (),
-    };
+    let (tags, edits) = (["t:1".to_owned()], Edits::default());
+    let order = Order { unpacked, ..Order::new(image, tree, &keep, &tags, &edits) };
     slim::emit::write(&order, target).map_err(|e| format!("write: {e}"))
 }
 

@@ -124,20 +124,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn written(image: &Image, packing: Packing, target: &Path) -> Image {
     let tree = index(image).unwrap();
     let (keep, tags, edits) = (keep_all(&tree), ["t:1".to_owned()], Edits::default());
-    let (base, unpacked, format) = (None, None, ImageFormat::Layout);
-    let (tree, keep, tags, edits) = (&tree, &keep, &tags, &edits);
-    let order = Order {
-        image,
-        unpacked,
-        tree,
-        keep,
-        base,
-        tags,
-        format,
-        packing,
-        edits,
-        progress: &|_, _| (),
-    };
+    let order = Order { packing, ..Order::new(image, &tree, &keep, &tags, &edits) };
     slim::emit::write(&order, target).unwrap();
     open(target).unwrap()
 }

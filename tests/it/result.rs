@@ -44,19 +44,7 @@ fn write(
     target: &Path,
 ) -> (Emitted, Image) {
     let (tags, edits) = (["t:1".to_owned()], Edits::default());
-    let (tags, edits, format) = (&tags, &edits, ImageFormat::Layout);
-    let order = Order {
-        image,
-        unpacked: None,
-        tree,
-        keep,
-        base,
-        tags,
-        format,
-        packing,
-        edits,
-        progress: &|_, _| (),
-    };
+    let order = Order { base, packing, ..Order::new(image, tree, keep, &tags, &edits) };
     let emitted = slim::emit::write(&order, target).unwrap();
     (emitted, open(target))
 }
@@ -214,10 +202,8 @@ fn whoever_waits_hears_how_far_the_layers_are() {
     let (keep, tags, edits) = (all_but(&tree, &["/gone"]), ["t:1".to_owned()], Edits::default());
     let told = std::cell::RefCell::new(Vec::new());
     let progress = &|done, total| told.borrow_mut().push((done, total));
-    let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
-    let (unpacked, base, format) = (None, None, ImageFormat::Archive);
-    let packing = Packing::default();
-    let order = Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress };
+    let format = ImageFormat::Archive;
+    let order = Order { format, progress, ..Order::new(&image, &tree, &keep, &tags, &edits) };
     slim::emit::write(&order, &dir.path().join("slim.tar")).unwrap();
     // The first layer's content, and the second layer as it is stored.
     let total = big.len() as u64 + image.layers[1].blob.unwrap().1;
@@ -586,20 +572,8 @@ fn results_of_several_platforms_become_one_image() {
         let tree = index(&image).unwrap();
         let target = folder.join("image");
         let (tags, edits) = (["shop/web:1".to_owned()], Edits::default());
-        let (keep, format, packing) = (keep_all(&tree), ImageFormat::Layout, Packing::default());
-        let (image, tree, keep, tags, edits) = (&image, &tree, &keep, &tags, &edits);
-        let order = Order {
-            image,
-            unpacked: None,
-            tree,
-            keep,
-            base: None,
-            tags,
-            format,
-            packing,
-            edits,
-            progress: &|_, _| (),
-        };
+        let keep = keep_all(&tree);
+        let order = Order::new(&image, &tree, &keep, &tags, &edits);
         slim::emit::write(&order, &target).unwrap();
     }
     let run = |args: &[&str]| outcome(&slim(dir.path()).arg("index").args(args).output().unwrap());
