@@ -20,7 +20,10 @@ pub fn place_with_probe() -> Place {
 pub fn probe(folder: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/losses/probe.c");
     let built = folder.join("probe");
-    sh("cc", &["-static", "-O1", "-o", built.to_str().unwrap(), source.to_str().unwrap()]);
+    sh(
+        "cc",
+        &["-static", "-pthread", "-O1", "-o", built.to_str().unwrap(), source.to_str().unwrap()],
+    );
     built
 }
 

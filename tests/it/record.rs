@@ -38,7 +38,7 @@ fn tool() -> &'static Path {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("record-tool");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/record/tool.c");
         let built = Command::new("cc")
-            .args(["-static", "-O1", "-o"])
+            .args(["-static", "-pthread", "-O1", "-o"])
             .arg(&out)
             .arg(source)
             .status()

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <linux/mount.h>
 #include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
@@ -18,7 +19,6 @@
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -26,7 +26,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// Younger than the headers of Debian 12.
+// Younger than the headers of Debian 11.
+#define NR_openat2 437
+#define NR_faccessat2 439
+#define NR_mount_setattr 442
+#define OP_MKDIRAT 37
+#define OP_SYMLINKAT 38
+#define OP_LINKAT 39
+#define OP_SETXATTR 42
+#define OP_GETXATTR 44
+// Fields of a submission that have no name there.
+#define ADDR3(sqe) (((uint64_t *)&(sqe))[6])
+#define ADDR_LEN(sqe) (((uint16_t *)&(sqe))[22])
+// Younger than those of Debian 12.
 #define NR_fchmodat2 452
 #define NR_setxattrat 463
 #define NR_getxattrat 464
@@ -129,27 +141,27 @@ static int uring_call(const char *how, const char *a, const char *b)
 	} else if (!strcmp(how, "unlink")) {
 		sqe.opcode = IORING_OP_UNLINKAT;
 	} else if (!strcmp(how, "rename") || !strcmp(how, "link")) {
-		sqe.opcode = *how == 'r' ? IORING_OP_RENAMEAT : IORING_OP_LINKAT;
+		sqe.opcode = *how == 'r' ? IORING_OP_RENAMEAT : OP_LINKAT;
 		sqe.len = (unsigned)AT_FDCWD;
 		sqe.off = (uintptr_t)b;
 	} else if (!strcmp(how, "getxattr")) {
-		sqe.opcode = IORING_OP_GETXATTR;
+		sqe.opcode = OP_GETXATTR;
 		sqe.addr = (uintptr_t)"user.none";
 		sqe.addr2 = (uintptr_t)buf;
-		sqe.addr3 = (uintptr_t)a;
+		ADDR3(sqe) = (uintptr_t)a;
 		sqe.len = 16;
 		return looked_up(uring(sqe), ENODATA);
 	} else if (!strcmp(how, "setxattr")) {
-		sqe.opcode = IORING_OP_SETXATTR;
+		sqe.opcode = OP_SETXATTR;
 		sqe.addr = (uintptr_t)"trusted.x";
 		sqe.addr2 = (uintptr_t)"x";
-		sqe.addr3 = (uintptr_t)a;
+		ADDR3(sqe) = (uintptr_t)a;
 		sqe.len = 1;
 	} else if (!strcmp(how, "mkdir")) {
-		sqe.opcode = IORING_OP_MKDIRAT;
+		sqe.opcode = OP_MKDIRAT;
 		sqe.len = 0755;
 	} else if (!strcmp(how, "symlink")) {
-		sqe.opcode = IORING_OP_SYMLINKAT;
+		sqe.opcode = OP_SYMLINKAT;
 		sqe.addr = (uintptr_t)"nowhere";
 		sqe.addr2 = (uintptr_t)a;
 	} else if (!strcmp(how, "bind")) {
@@ -163,7 +175,7 @@ static int uring_call(const char *how, const char *a, const char *b)
 		sqe.addr = (uintptr_t)buf;
 		sqe.len = 1;
 		sqe.addr2 = (uintptr_t)&un;
-		sqe.addr_len = sizeof un;
+		ADDR_LEN(sqe) = sizeof un;
 		// a kernel that takes no address here says so in another way
 		return looked_up(uring(sqe), ECONNREFUSED);
 	} else if (!strcmp(how, "sendmsg")) {
@@ -321,7 +333,7 @@ static int look(const char *op, const char *a)
 	OP("statx", ended(syscall(SYS_statx, AT_FDCWD, a, 0, STATX_BASIC_STATS, buf)));
 	OP("access", ended(syscall(SYS_access, a, R_OK)));
 	OP("faccessat", ended(syscall(SYS_faccessat, AT_FDCWD, a, R_OK)));
-	OP("faccessat2", ended(syscall(SYS_faccessat2, AT_FDCWD, a, R_OK, AT_EACCESS)));
+	OP("faccessat2", ended(syscall(NR_faccessat2, AT_FDCWD, a, R_OK, AT_EACCESS)));
 	OP("readlink", ended(syscall(SYS_readlink, a, buf, 100)));
 	OP("readlinkat", ended(syscall(SYS_readlinkat, AT_FDCWD, a, buf, 100)));
 	OP("chdir", ended(syscall(SYS_chdir, a)));
@@ -343,7 +355,7 @@ static int look(const char *op, const char *a)
 	OP("open_tree", ended(syscall(SYS_open_tree, AT_FDCWD, a, 0)));
 	OP("open_tree_attr", ended(syscall(NR_open_tree_attr, AT_FDCWD, a, 0, 0, 0)));
 	OP("fspick", looked_up(syscall(SYS_fspick, AT_FDCWD, a, 0), EINVAL)); // not a mount's root
-	OP("mount_setattr", looked_up(syscall(SYS_mount_setattr, AT_FDCWD, a, 0, &(uint64_t[4]){ 1 }, 32), EINVAL));
+	OP("mount_setattr", looked_up(syscall(NR_mount_setattr, AT_FDCWD, a, 0, &(uint64_t[4]){ 1 }, 32), EINVAL));
 	OP("umount", looked_up(syscall(SYS_umount2, a, 0), EINVAL));
 	OP("quotactl", looked_up(syscall(SYS_quotactl, 0x80000100 /* Q_SYNC */, a, 0, 0), ENOTBLK));
 	OP("fanotify_mark", looked_up(syscall(SYS_fanotify_mark, syscall(SYS_fanotify_init, 0, 0), 1 /* ADD */, 0x20ULL /* OPEN */, AT_FDCWD, a), EINVAL));
@@ -444,7 +456,7 @@ static int one(const char *op, char **words)
 	int result;
 	OP("open", opened(a));
 	OP("openat", ended(syscall(SYS_openat, AT_FDCWD, a, O_RDONLY)));
-	OP("openat2", ended(syscall(SYS_openat2, AT_FDCWD, a, &how, sizeof how)));
+	OP("openat2", ended(syscall(NR_openat2, AT_FDCWD, a, &how, sizeof how)));
 	OP("creat", ended(syscall(SYS_creat, a, 0644)));
 	OP("write", ended(syscall(SYS_open, a, O_WRONLY | O_CREAT, 0644)));
 	OP("opath", ended(syscall(SYS_open, a, O_PATH)));
