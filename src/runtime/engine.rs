@@ -46,19 +46,19 @@ impl Start {
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Why there is no embedded runtime, which makes every mount by `mount_setattr(2)`.
-pub(super) const NO_MOUNT_SETATTR: &str = "this kernel lacks mount_setattr";
+/// Why there is no embedded runtime, which makes mounts by `fsopen(2)` and its like.
+pub(super) const NO_FSOPEN: &str = "this kernel lacks fsopen";
 /// What to do without it.
-pub(super) const OTHER_RUNTIMES: &str = "use --runtime runc or crun, or Linux 5.12 or newer";
+pub(super) const OTHER_RUNTIMES: &str = "use --runtime runc or crun, or Linux 5.2 or newer";
 
 impl Engine {
     pub fn find(kind: RuntimeKind) -> Result<Self, RuntimeError> {
         let name = match kind {
             RuntimeKind::Embedded => {
-                if !crate::sys::probe::mount_setattr() {
+                if !crate::sys::probe::fsopen() {
                     return Err(RuntimeError::Host {
                         what: "the embedded runtime".to_owned(),
-                        why: NO_MOUNT_SETATTR.to_owned(),
+                        why: NO_FSOPEN.to_owned(),
                         way_out: OTHER_RUNTIMES.to_owned(),
                     });
                 }

@@ -22,6 +22,7 @@ mod cgroup;
 mod container;
 mod control;
 mod engine;
+mod hand;
 mod helper;
 mod listener;
 mod pod;
@@ -282,8 +283,8 @@ fn program_override() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
 
-/// The hidden re-executions of this binary (pid-1 helper, runtime shim, script supervisor, clients of
-/// the control socket): never returns if `args` (the command line without the program) is one of
+/// The hidden re-executions of this binary (pid-1 helper, runtime shim, hook that mounts,
+/// script supervisor, clients of the control socket): never returns if `args` (the command line without the program) is one of
 /// them. To be called before anything else, while the process has one thread.
 pub fn run_hidden(args: &[OsString]) {
     let text: Vec<&str> = args.iter().map_while(|arg| arg.to_str()).collect();
@@ -302,6 +303,7 @@ pub fn run_hidden(args: &[OsString]) {
                 shim::main(task, report);
             }
         }
+        [hand::HIDDEN, _] => hand::main(&args[1]),
         [control::HIDDEN_EXEC, id, "--", ..] => client(exec_client(id, false, &args[3..])),
         [control::HIDDEN_RUN, id, "--", ..] => client(run_client(id, &args[3..])),
         _ => {}

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::cgroup::Hierarchies;
-use super::tenant;
+use super::{hand, tenant};
 use crate::model::chain;
 use crate::seccomp::Watch;
 use crate::sys::devices::{self, DeviceKind, DeviceRule};
@@ -137,9 +137,17 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
         nix::unistd::setgroups(&[]).map_err(|error| format!("setgroups([]): {error}"))?;
     }
     hide(&task.hide)?;
-    if userns::inside() && matches!(task.work, TaskWork::Create { .. }) {
-        own_mounts()?;
-        super::cgroup::pretend().map_err(|error| format!("cgroups: {error}"))?;
+    if let TaskWork::Create { bundle, .. } = &task.work {
+        let by_hand = !crate::sys::probe::mount_setattr();
+        if by_hand || userns::inside() {
+            own_mounts()?;
+        }
+        if userns::inside() {
+            super::cgroup::pretend().map_err(|error| format!("cgroups: {error}"))?;
+        }
+        if by_hand {
+            hand::take_over(bundle)?;
+        }
     }
     match task.work {
         TaskWork::Create { id, bundle, state, console, confine } => {
@@ -218,7 +226,8 @@ fn create(
             .with_detach(true)
             .build()
     };
-    let mut container = build().map_err(|error| chain(&error))?;
+    let mut container =
+        build().map_err(|error| hand::failure(bundle).unwrap_or_else(|| chain(&error)))?;
     let pid = container.pid().ok_or("libcontainer names no pid")?;
     report.say(&Report::Pid(pid.as_raw()));
     confine_devices(bundle)?;

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod attach;
 pub mod bpf;
 pub mod child;
 pub mod confine;

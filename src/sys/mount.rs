@@ -30,7 +30,10 @@ pub struct MountError {
 
 type Result<T> = std::result::Result<T, MountError>;
 
-fn failed<T>(result: std::result::Result<T, Errno>, call: impl FnOnce() -> String) -> Result<T> {
+pub(super) fn failed<T>(
+    result: std::result::Result<T, Errno>,
+    call: impl FnOnce() -> String,
+) -> Result<T> {
     result.map_err(|errno| MountError { call: call(), source: errno.into() })
 }
 

@@ -52,6 +52,12 @@ pub fn mount_setattr() -> bool {
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
+/// True if the kernel makes mounts by descriptors (`fsopen(2)` and its like, Linux 5.2).
+pub fn fsopen() -> bool {
+    let opened = rustix::mount::fsopen("tmpfs", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
+    opened.err() != Some(rustix::io::Errno::NOSYS)
+}
+
 /// Makes and removes a cgroup of version 2 below `parent`.
 pub fn cgroup(parent: &Path) -> io::Result<()> {
     let dir = parent.join(format!("slim-doctor-{}", std::process::id()));

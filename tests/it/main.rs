@@ -20,6 +20,7 @@ mod main_job;
 mod matrix;
 mod network;
 mod oddities;
+mod old_kernels;
 mod options;
 mod record;
 mod registry;

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sched::CloneFlags;
 
 use crate::model::{Lack, Offer};
-use crate::runtime::engine::{NO_MOUNT_SETATTR, OTHER_RUNTIMES};
+use crate::runtime::engine::{NO_FSOPEN, OTHER_RUNTIMES};
 use crate::runtime::spec::caps;
 use crate::sys::{mount, probe};
 
@@ -111,9 +111,10 @@ fn seccomp() -> Result<String, Lack> {
 /// What the embedded runtime needs of the kernel.
 fn embedded() -> Result<String, Lack> {
     let costs = "nothing runs without --runtime";
-    match probe::mount_setattr() {
-        true => Ok("its mounts can be made".to_owned()),
-        false => Err(Lack::new(NO_MOUNT_SETATTR, costs, OTHER_RUNTIMES)),
+    match (probe::mount_setattr(), probe::fsopen()) {
+        (true, _) => Ok("its mounts can be made".to_owned()),
+        (_, true) => Ok("slim makes its mounts, since this kernel lacks mount_setattr".to_owned()),
+        _ => Err(Lack::new(NO_FSOPEN, costs, OTHER_RUNTIMES)),
     }
 }
 

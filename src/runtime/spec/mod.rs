@@ -6,7 +6,7 @@
 
 pub(super) mod caps;
 mod files;
-mod inside;
+pub(super) mod inside;
 mod limits;
 mod mounts;
 mod rootless;
