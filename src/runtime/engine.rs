@@ -114,7 +114,7 @@ impl Engine {
             config.get_mut(part).and_then(Value::as_object_mut).and_then(|o| o.remove(key))
         };
         // who is notified of every call answers for the container's filter too, see seccomp::Judge
-        let seccomp = take("linux", "seccomp").filter(|_| watch != Watch::All);
+        let seccomp = take("linux", "seccomp").filter(|_| !watch.is_all());
         Some(Confine { watch, seccomp, capabilities: take("process", "capabilities") })
     }
 
@@ -162,7 +162,7 @@ impl Engine {
         files: &Path,
     ) -> Result<TaskWork, RuntimeError> {
         if self.is_embedded() {
-            let seccomp = seccomp.filter(|_| watch != Watch::All);
+            let seccomp = seccomp.filter(|_| !watch.is_all());
             return Ok(TaskWork::Exec { pid, process, seccomp, watch });
         }
         let json = files.with_extension("json");

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::table::EPERM;
+use super::watch::{CLONE, PLAIN_CLONE};
 use crate::model::Arch;
 
 /// What becomes of a call.
@@ -71,6 +72,18 @@ impl Judge {
             rules.into_iter().flatten().filter(|rule| rule.matches(args)).map(|rule| rule.answer);
         let Some(first) = matching.next() else { return self.default };
         matching.fold(first, |best, next| if next == Answer::Allow { next } else { best })
+    }
+
+    /// True if every `clone` that makes no namespaces is allowed, so that nobody need be asked.
+    pub fn allows_plain_clones(&self) -> bool {
+        let Some(rules) = self.rules.get(CLONE) else { return self.default == Answer::Allow };
+        let plain = |condition: &Condition| {
+            let bits = condition.value & !u64::from(PLAIN_CLONE);
+            let first = condition.index == 0 && condition.op == "SCMP_CMP_MASKED_EQ";
+            first && bits == 0 && condition.value_two == 0
+        };
+        let allows = |rule: &&Rule| rule.answer == Answer::Allow;
+        rules.iter().filter(allows).any(|rule| rule.conditions.iter().all(plain))
     }
 }
 
@@ -141,6 +154,7 @@ mod tests {
             assert_eq!(judged(name, [first, 0, 0, 0, 0, 0]), want, "{name} {first:#x}");
         }
         assert_eq!(Judge::of(None).answer(Arch::NATIVE, 0, &[0; 6]), Answer::Allow);
+        assert!(judge.allows_plain_clones() && Judge::of(None).allows_plain_clones());
     }
 
     #[test]
@@ -152,5 +166,6 @@ mod tests {
         let read = Arch::NATIVE.call_number("read").unwrap();
         assert_eq!(judge.answer(Arch::NATIVE, read, &[0; 6]), Answer::Kill);
         assert_eq!(judge.answer(Arch::NATIVE, 900, &[0; 6]), Answer::Fail(38));
+        assert!(!judge.allows_plain_clones());
     }
 }

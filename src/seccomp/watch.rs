@@ -19,8 +19,14 @@ pub enum Watch {
     /// architecture. Opens too: fanotify does not tell by which symlinks a file was reached, and a
     /// configuration that is found by one is not found without it.
     Paths,
+    /// All but what [`PLAIN_CLONE`] tells of, for the same reason as [`ARGUMENTS`] leave it out.
+    AllButClone,
     All,
 }
+
+/// The bits of `clone`'s flags that make namespaces (clone(2)): without them a process or a thread is
+/// made and no more.
+pub(super) const PLAIN_CLONE: u32 = 0x7e02_0000;
 
 /// One line of classic BPF: code, jump if true, jump if false, constant (`struct sock_filter`).
 pub type Line = (u16, u8, u8, u32);
@@ -50,11 +56,14 @@ const ARGUMENTS: &[&str] = &[
     "setresuid", "setresuid32", "setreuid", "setreuid32", "setuid", "setuid32", "socket",
     "socketpair", "unshare",
 ];
+/// How most processes and threads are made.
+pub(super) const CLONE: &str = "clone";
 /// Calls that may name a unix socket's path in memory, which a filter cannot read. Only slim's own
 /// runtime can load these: other runtimes hand the listener over by `sendmsg` under the filter.
 const MESSAGES: &[&str] = &["sendmsg", "sendmmsg"];
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
@@ -64,21 +73,32 @@ const X32_BIT: u32 = 0x4000_0000;
 // offsets in struct seccomp_data, little-endian
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
+/// The lower half of the first argument.
+const FIRST: u32 = 16;
 /// The two halves of the fifth argument.
 const ADDRESS: [u32; 2] = [48, 52];
 
 impl Watch {
-    /// The calls by name; none for [`Watch::All`] and [`Watch::Nothing`].
+    /// True if all calls are notified that slim cannot know of otherwise, so that it answers for the
+    /// container's filter.
+    pub fn is_all(self) -> bool {
+        matches!(self, Self::All | Self::AllButClone)
+    }
+
+    /// The calls by name; none where all are notified, or nothing is.
     fn names(self) -> BTreeSet<&'static str> {
         match self {
-            Self::Nothing | Self::All => BTreeSet::new(),
+            Self::Nothing | Self::AllButClone | Self::All => BTreeSet::new(),
             Self::Paths => PATHS.iter().chain(ARGUMENTS).copied().collect(),
         }
     }
 
     /// True if the call `name` is notified whatever its arguments are.
     pub fn names_call(self, name: &str) -> bool {
-        self == Self::All || self.names().contains(name)
+        match self {
+            Self::AllButClone => name != CLONE,
+            _ => self == Self::All || self.names().contains(name),
+        }
     }
 
     /// The filter as a program for this machine; `None` if there is nothing to notify.
@@ -90,6 +110,19 @@ impl Watch {
         match self {
             Self::Nothing => return None,
             Self::All => return Some(vec![(RETURN, 0, 0, NOTIFY)]),
+            Self::AllButClone => {
+                return Some(vec![
+                    (LOAD, 0, 0, ARCH),
+                    (EQUAL, 0, 6, arch.audit()),
+                    (LOAD, 0, 0, NUMBER),
+                    (EQUAL, 0, 4, arch.call_number(CLONE)?),
+                    (LOAD, 0, 0, FIRST),
+                    (AND, 0, 0, PLAIN_CLONE),
+                    (EQUAL, 0, 1, 0),
+                    (RETURN, 0, 0, ALLOW),
+                    (RETURN, 0, 0, NOTIFY),
+                ]);
+            }
             Self::Paths => {}
         }
         let mut lines = vec![
@@ -124,12 +157,11 @@ impl Watch {
     /// the runtime is to hand to `socket`. `profile` is the filter to be kept; `None`: unconfined.
     ///
     /// Only what the profile allows is notified. runc refuses `write` as a notified call, and one that
-    /// notifies everything: the narrower set stands in for [`Watch::All`].
+    /// notifies everything: the narrower set stands in for the wider ones.
     pub fn merged(self, profile: Option<&Value>, socket: &str) -> Option<Value> {
         let watch = match self {
             Self::Nothing => return profile.cloned(),
-            Self::All => Self::Paths,
-            other => other,
+            _ => Self::Paths,
         };
         let names = watch.names();
         let unconfined = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []});
@@ -178,7 +210,7 @@ mod tests {
     use super::*;
 
     /// Runs a program on a call, as the kernel does.
-    fn run(lines: &[Line], arch: u32, number: u32, fifth: u64) -> u32 {
+    fn run(lines: &[Line], arch: u32, number: u32, [first, fifth]: [u64; 2]) -> u32 {
         let (mut at, mut acc) = (0, 0);
         loop {
             let (code, yes, no, k) = lines[at];
@@ -187,6 +219,7 @@ mod tests {
             match code {
                 LOAD => {
                     acc = match k {
+                        FIRST => first as u32,
                         NUMBER => number,
                         ARCH => arch,
                         48 => fifth as u32,
@@ -194,6 +227,7 @@ mod tests {
                         other => panic!("offset {other}"),
                     }
                 }
+                AND => acc &= k,
                 EQUAL => at += jump(acc == k),
                 AT_LEAST => at += jump(acc >= k),
                 RETURN => return k,
@@ -217,14 +251,30 @@ mod tests {
             ("socket", NOTIFY),
         ] {
             let number = Arch::NATIVE.call_number(name).unwrap();
-            assert_eq!(run(&paths, native, number, 0), want, "{name}");
+            assert_eq!(run(&paths, native, number, [0; 2]), want, "{name}");
         }
         let sendto = Arch::NATIVE.call_number("sendto").unwrap();
         for address in [1, 1 << 32, 0x7fff_0000_0000] {
-            assert_eq!(run(&paths, native, sendto, address), NOTIFY, "{address:#x}");
+            assert_eq!(run(&paths, native, sendto, [0, address]), NOTIFY, "{address:#x}");
         }
-        assert_eq!(run(&paths, native ^ 1, 0, 0), NOTIFY);
+        assert_eq!(run(&paths, native ^ 1, 0, [0; 2]), NOTIFY);
         assert_eq!(Watch::Nothing.program(), None);
+    }
+
+    #[test]
+    fn a_clone_is_notified_only_for_its_namespaces() {
+        let lines = Watch::AllButClone.program().unwrap();
+        let native = Arch::NATIVE.audit();
+        let clone = Arch::NATIVE.call_number(CLONE).unwrap();
+        for (arch, number, flags, want) in [
+            (native, clone, 0x0120_0011, ALLOW),  // fork(3)
+            (native, clone, 0x003d_0f00, ALLOW),  // pthread_create(3)
+            (native, clone, 0x1000_0011, NOTIFY), // CLONE_NEWUSER
+            (native, clone + 1, 0, NOTIFY),
+            (native ^ 1, clone, 0, NOTIFY),
+        ] {
+            assert_eq!(run(&lines, arch, number, [flags, 0]), want, "{number} {flags:#x}");
+        }
     }
 
     #[test]

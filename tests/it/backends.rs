@@ -1,12 +1,13 @@
 //! The backends side by side: the same image and script, the same files and calls.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::losses::kinds;
 use crate::main_job::{NEEDS, Place};
-use crate::support::{Need, SERVICE, have, json};
+use crate::support::{Need, SERVICE, have, json, sh};
 
 const SCRIPT: &str = "
 [ \"$($SLIM_EXEC cat /srv/link)\" = used ]
@@ -118,5 +119,30 @@ fn runc_and_crun_hand_over_their_listeners() {
                 assert!(files.contains(path), "{runtime} {backend}: {path} is not in {files:?}");
             }
         }
+    }
+}
+
+/// A shell's SIGCHLD comes when it forks again, and `can't fork: Interrupted system call` is the end of
+/// its script.
+#[test]
+fn no_recorder_lets_a_signal_end_a_fork() {
+    if !have(&NEEDS) || !have(&[Need::Program("cc")]) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/backends/forks.c");
+    let (folder, made) = (place.path(), place.path().join("forks"));
+    sh("cc", &["-static", "-O1", "-o", made.to_str().unwrap(), source.to_str().unwrap()]);
+    let volume = format!("{}:/x:ro", folder.display());
+    for backend in ["perf", "notify"] {
+        let args = ["--recorder", backend, "-v", &volume, "--no-verify", "--no-restart"];
+        let (code, said) = place.trace(&args, "$SLIM_EXEC /x/forks 1000 >ended");
+        assert_eq!(code, 0, "{backend}: {said}");
+        let ended = std::fs::read_to_string(folder.join("ended")).unwrap();
+        assert_eq!(ended.trim(), "0", "{backend}");
+        let profile = json(&place.out("profile.json"));
+        let clone = &profile["syscalls"]["x86_64"]["clone"];
+        let phases = clone[""]["call"].as_object().unwrap().values().map(|user| &user["phase"]);
+        assert!(phases.into_iter().any(|phase| phase == "exec"), "{backend}: {clone}");
     }
 }

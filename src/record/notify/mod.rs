@@ -79,6 +79,11 @@ impl Hub {
         }))
     }
 
+    /// True if plain clones are not notified but known by the processes and threads that come of them.
+    fn clones_unseen(&self) -> bool {
+        self.judge.as_ref().is_some_and(Judge::allows_plain_clones)
+    }
+
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
         self.wake.as_fd().try_clone_to_owned()
     }
@@ -135,13 +140,15 @@ impl Hub {
         leaf: Option<&Path>,
         listener: OwnedFd,
     ) -> Result<(), RecordError> {
+        // runc and crun, who say no role, load filters that know nothing of clones
+        let births = self.clones_unseen() && role.is_some();
         // none: the first call's process tells
         let of_leaf = || lock(&self.roles).get(leaf?).copied();
         let role = role.or_else(of_leaf);
         let hub = Arc::clone(self);
         let thread = std::thread::Builder::new()
             .name("listener".to_owned())
-            .spawn(move || serve::run(&hub, &Listener::new(listener), role))
+            .spawn(move || serve::run(&hub, &Listener::new(listener), role, births))
             .map_err(|source| RecordError::Io { what: "start a listener's thread", source })?;
         let mut threads = lock(&self.threads);
         threads.retain(|thread| !thread.is_finished());
@@ -235,7 +242,7 @@ impl Control for Steer {
     }
 
     fn watch(&self) -> Watch {
-        Watch::All
+        if self.0.clones_unseen() { Watch::AllButClone } else { Watch::All }
     }
 
     fn add_listener(

@@ -135,6 +135,7 @@ fn word(bytes: &[u8]) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     pub pid: u32,
+    pub parent: u32,
     pub uid: u32,
 }
 
@@ -145,7 +146,7 @@ pub fn status(tid: u32) -> Option<Status> {
         let value = text.lines().find_map(|line| line.strip_prefix(name))?;
         value.split_whitespace().next()?.parse().ok()
     };
-    Some(Status { pid: field("Tgid:")?, uid: field("Uid:")? })
+    Some(Status { pid: field("Tgid:")?, parent: field("PPid:")?, uid: field("Uid:")? })
 }
 
 /// A link in /proc, as bytes; without the mark of a removed file.

@@ -3,6 +3,7 @@
 //! What was seen before costs a look into a table; only what is new is read from the process and
 //! looked up.
 
+mod births;
 mod paths;
 
 use std::collections::HashMap;
@@ -31,11 +32,14 @@ const SIGSYS: i32 = 31;
 /// How long a change of mounts may take until what it made is read by way of another thread.
 const MOUNTING: Duration = Duration::from_millis(20);
 
-/// Answers calls until the last process under the filter is gone, or the hub stops.
-pub(super) fn run(hub: &Hub, listener: &Listener, mut known: Option<u8>) {
+/// Answers calls until the last process under the filter is gone, or the hub stops. With `births`
+/// plain clones are not among the calls.
+pub(super) fn run(hub: &Hub, listener: &Listener, mut known: Option<u8>, births: bool) {
     be_prompt();
     let role = known.unwrap_or(MAIN);
-    let mut server = Server { hub, role, entered: false, tasks: HashMap::new(), mounts: None };
+    let births = births::Births::new(births);
+    let mut server =
+        Server { hub, role, entered: false, tasks: HashMap::new(), births, mounts: None };
     loop {
         let mut fds = [
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -90,6 +94,7 @@ struct Server<'a> {
     /// The target was executed: whatever is under the filter runs what the image holds.
     entered: bool,
     tasks: HashMap<u32, Task>,
+    births: births::Births,
     /// Who changed the mounts of which namespace, and when.
     mounts: Option<(u32, u32, Instant)>,
 }
@@ -189,6 +194,9 @@ impl Server<'_> {
             self.refused(notice, arch, answer);
             return answer;
         }
+        if let Some(task) = self.tasks.get(&notice.tid) {
+            self.births.expect(task.pid, table, number);
+        }
         let foreign = arch == 1 || number >= 1024;
         if self.hub.judge.is_some() || foreign {
             self.count(notice, arch);
@@ -238,6 +246,7 @@ impl Server<'_> {
         let task = Task { pid, uid, mnt_ns: 0, root, on_overlay, stale, expected: None };
         self.tasks.insert(tid, task);
         self.refresh(tid);
+        self.born(tid, &status);
         // beside perf, which sees forks, names come with them
         if first && self.hub.judge.is_some() {
             let sight = self.event(EventKind::Sight, tid);
@@ -335,10 +344,14 @@ impl Server<'_> {
     }
 
     fn count(&self, notice: &Notice, arch: u8) {
-        let key = (arch, self.phase(), notice.number, 0);
+        self.count_call(notice.tid, arch, notice.number);
+    }
+
+    fn count_call(&self, tid: u32, arch: u8, number: u32) {
+        let key = (arch, self.phase(), number, 0);
         if lock(&self.hub.calls).insert(key) {
-            let event = self.event(EventKind::Call, notice.tid);
-            self.hub.push(Event { arch, number: notice.number, ..event });
+            let event = self.event(EventKind::Call, tid);
+            self.hub.push(Event { arch, number, ..event });
         }
     }
 
