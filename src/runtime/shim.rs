@@ -230,9 +230,13 @@ fn create(
         build().map_err(|error| hand::failure(bundle).unwrap_or_else(|| chain(&error)))?;
     let pid = container.pid().ok_or("libcontainer names no pid")?;
     report.say(&Report::Pid(pid.as_raw()));
-    confine_devices(bundle)?;
-    container.start().map_err(|error| chain(&error))?;
-    Ok(0)
+    let started =
+        confine_devices(bundle).and_then(|()| container.start().map_err(|error| chain(&error)));
+    if started.is_err() {
+        // it waits for its start for ever, and holds the report open
+        let _ = signals::send(pid.as_raw(), libc::SIGKILL);
+    }
+    started.map(|()| 0)
 }
 
 /// Lets the container use the devices that its configuration names. libcontainer, as built here, does

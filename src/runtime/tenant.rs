@@ -110,6 +110,7 @@ fn prepare(spaces: &Spaces, process: &Process) -> Result<(), String> {
     let syscall = SyscallType::Linux.create_syscall();
     let (user, cwd) = (process.user(), process.cwd());
     rustix::process::setsid().map_err(|error| format!("setsid: {error}"))?;
+    process::close_others_on_exec().map_err(|error| format!("close_range: {error}"))?;
     for limit in process.rlimits().iter().flatten() {
         syscall.set_rlimit(limit).map_err(|error| format!("setrlimit({limit:?}): {error}"))?;
     }
@@ -123,8 +124,7 @@ fn prepare(spaces: &Spaces, process: &Process) -> Result<(), String> {
     }
     become_user(user.uid(), user.gid())?;
     capabilities::reset_effective(syscall.as_ref())
-        .map_err(|error| format!("capabilities: {error}"))?;
-    process::close_others_on_exec().map_err(|error| format!("close_range: {error}"))
+        .map_err(|error| format!("capabilities: {error}"))
 }
 
 fn unread(error: serde_json::Error) -> String {

@@ -35,10 +35,21 @@ const ALL: u32 = MKNOD | READ | WRITE;
 ///
 /// `BPF_PROG_TYPE_CGROUP_DEVICE`: Linux 4.15, `CAP_BPF` and `CAP_NET_ADMIN`, or `CAP_SYS_ADMIN`; not to
 /// be had in a user namespace. Programs of the cgroups above are asked as well.
+///
+/// Before Linux 5.11 a program is memory that the user locks, as are the buffers of perf: if the limit
+/// of that is reached, this process's is raised.
 pub fn confine(dir: &Path, rules: &[DeviceRule]) -> io::Result<()> {
     let dir = File::open(dir)?;
-    let program = load(&compile(rules))?;
-    attach(&dir, &program)
+    let program = compile(rules);
+    let loaded = match load(&program) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let all = rustix::process::Rlimit { current: None, maximum: None };
+            rustix::process::setrlimit(rustix::process::Resource::Memlock, all)?;
+            load(&program)?
+        }
+        loaded => loaded?,
+    };
+    attach(&dir, &loaded)
 }
 
 /// The registers of the program.

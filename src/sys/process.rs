@@ -77,10 +77,27 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Marks every descriptor from 3 up close-on-exec (`close_range(2)`, Linux 5.11).
+/// Marks every descriptor from 3 up close-on-exec (`close_range(2)`, with this flag Linux 5.11; before,
+/// one by one, as /proc lists them: to be called while that is not a container's).
 pub fn close_others_on_exec() -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: only sets a flag on descriptors; no ownership changes.
     let rc = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let number: std::ffi::c_int = number;
+        // SAFETY: as above; one that is closed meanwhile is an error that says so.
+        if number > 2 && unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EBADF) {
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
 }

@@ -7,10 +7,12 @@ use std::process::Command;
 use crate::support::{Need, SERVICE, have, host_image, outcome, script, sh, slim};
 
 const MOUNT_SETATTR: &str = "442"; // Linux 5.12
+const CLOSE_RANGE: &str = "436"; // Linux 5.9, and with CLOSE_RANGE_CLOEXEC 5.11
 
 /// What a container sees of its mounts and devices: the folder's `coverage.sh` leaves it in `seen`.
 const LOOK: &str = "[ \"$($SLIM_EXEC cat /bound/file)\" = data ]
 $SLIM_EXEC cat /proc/self/mountinfo >seen
+$SLIM_EXEC ls /proc/self/fd >>seen
 $SLIM_EXEC stat -c '%n %A %u:%g %t:%T %N' /dev/null /dev/tty /dev/ptmx /dev/fd /dev/shm /tmp/new >>seen
 $SLIM_EXEC sh -c 'echo >/dev/null && echo >/tmp/new/file && echo >/dev/shm/file && test -e /proc/1/stat'
 ! $SLIM_EXEC touch /bound/other 2>/dev/null
@@ -57,7 +59,7 @@ fn mounts(seen: &str) -> Vec<String> {
 }
 
 #[test]
-fn without_mount_setattr_a_container_has_the_same_mounts() {
+fn without_newer_calls_a_container_has_the_same_mounts_and_descriptors() {
     let needs = [Need::Root, Need::Program("umoci"), Need::Program("ldd"), Need::Program("cc")];
     if !have(&needs) {
         return;
@@ -78,7 +80,8 @@ fn without_mount_setattr_a_container_has_the_same_mounts() {
     assert_eq!(code, 0, "{said}");
     let want = mounts(&read("seen"));
     assert!(want.len() > 10, "{want:?}");
-    let (code, said) = trace(folder, &[without, MOUNT_SETATTR], "by-hand", "/bound");
+    let old = [without, MOUNT_SETATTR, without, CLOSE_RANGE];
+    let (code, said) = trace(folder, &old, "by-hand", "/bound");
     assert_eq!(code, 0, "{said}");
     assert_eq!(mounts(&read("seen")), want);
     let (own, procs) = (read("own"), read("procs"));
