@@ -13,6 +13,7 @@ mod fold;
 mod gather;
 mod mounts;
 mod network;
+mod notes;
 mod notify;
 mod perf;
 mod probe;
@@ -39,6 +40,7 @@ use gather::{
     phase_number,
 };
 use mounts::Mounts;
+use notes::Notes;
 use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
@@ -152,8 +154,8 @@ pub struct Recording {
     /// fanotify events read: repeats that were silenced are none. For tests.
     #[doc(hidden)]
     pub events: u64,
-    files: Vec<FileUse>,
-    paths: Vec<PathUse>,
+    files: Notes<FileUse>,
+    paths: Notes<PathUse>,
     calls: Vec<CallUse>,
     addresses: Vec<AddressUse>,
     capabilities: Vec<(u64, By)>,
