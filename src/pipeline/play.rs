@@ -253,6 +253,9 @@ impl<'a> Play<'a> {
         if let (false, Ok(caps)) = (dockers, runtime::capabilities(options)) {
             extra.insert("capabilities".to_owned(), caps.into());
         }
+        if let (false, Ok(hooks)) = (options.hooks_dirs.is_empty(), runtime::hooks(options)) {
+            extra.insert("hooks".to_owned(), hooks);
+        }
         if let Some(workdir) = &options.workdir {
             extra.insert("workdir".to_owned(), workdir.as_str().into());
         }

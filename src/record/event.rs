@@ -83,6 +83,8 @@ pub const ENTERED: u32 = 1;
 pub const BASE_UNKNOWN: u32 = 4;
 pub const ROOT_ON_OVERLAY: u32 = 8;
 pub const EXE_ON_OVERLAY: u32 = 16;
+/// What a relative path starts from is in the overlay; told of hooks, whose root may be the host's.
+pub const BASE_ON_OVERLAY: u32 = 256;
 /// A value stands for all that follow.
 pub const OTHERS: u32 = 64;
 

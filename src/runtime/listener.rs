@@ -1,5 +1,6 @@
 //! The socket where runc and crun hand over seccomp listeners (`linux.seccomp.listenerPath` of the
-//! runtime specification: a `ContainerProcessState` with the descriptor beside it).
+//! runtime specification: a `ContainerProcessState` with the descriptor beside it), and slim's own hooks
+//! theirs.
 
 use std::fs;
 use std::io;
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Observer;
+use super::hooks::wrapper::MESSAGE;
+use super::{Observer, Work};
 use crate::sys::{passing, process};
 
 /// The listening end, in a thread of its own until dropped.
@@ -73,9 +75,10 @@ fn take(peer: &UnixStream, cgroup: Option<&Path>, observer: &dyn Observer) -> io
     let credentials = rustix::net::sockopt::socket_peercred(peer)?;
     // a runtime that is gone already leaves it to the recorder to find out from the first call
     let leaf = cgroup.and_then(|run| leaf_of(credentials.pid.as_raw_nonzero().get(), run));
-    let (_, fds) = passing::receive(peer)?.unwrap_or_default();
+    let (text, fds) = passing::receive(peer)?.unwrap_or_default();
     let listener: OwnedFd = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
-    observer.listener(None, leaf.as_deref(), listener).map_err(io::Error::other)
+    let work = (text == MESSAGE).then_some(Work::Hook);
+    observer.listener(work, leaf.as_deref(), listener).map_err(io::Error::other)
 }
 
 /// The leaf below `cgroup` in which a process is, by /proc.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
@@ -21,9 +22,10 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cgroup::Hierarchies;
+use super::hooks::wrapper;
 use super::tenant;
 use crate::model::chain;
 use crate::seccomp::Watch;
@@ -52,6 +54,8 @@ pub(super) enum TaskWork {
     },
     /// Run a process (of the runtime configuration) in the container whose init is `pid`.
     Exec { pid: i32, process: Value, seccomp: Option<Value>, watch: Watch },
+    /// Delete the ended container with its state in `root`, by libcontainer.
+    Delete { root: PathBuf },
     /// Become another program.
     Program { argv: Vec<OsString>, env: Vec<String> },
 }
@@ -63,6 +67,8 @@ pub(super) struct Confine {
     pub watch: Watch,
     pub seccomp: Option<Value>,
     pub capabilities: Option<Value>,
+    /// `startContainer` hooks, which are to run under the filters.
+    pub hooks: Option<Value>,
 }
 
 /// What a shim reports, a message of JSON each. The end of the report says that the program runs.
@@ -143,12 +149,16 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     }
     match task.work {
         TaskWork::Create { id, bundle, state, console, confine } => {
-            let executor = Exec { report: report.clone(), home: Rc::default(), confine };
+            let told = json!({
+                "ociVersion": "1.0.2", "id": id, "status": "created", "pid": 1, "bundle": bundle,
+            });
+            let executor = Exec { report: report.clone(), home: Rc::default(), confine, told };
             create(&id, &bundle, &state, console.as_deref(), executor)
         }
         TaskWork::Exec { pid, process, seccomp, watch } => {
             tenant::run(pid, process, seccomp, watch, report)
         }
+        TaskWork::Delete { root } => delete(root),
         TaskWork::Program { argv, env } => Err(become_program(&argv, &env)),
     }
 }
@@ -226,6 +236,12 @@ fn create(
     Ok(0)
 }
 
+fn delete(root: PathBuf) -> Result<i32, String> {
+    let mut container = Container::load(root).map_err(|error| chain(&error))?;
+    container.delete(false).map_err(|error| chain(&error))?;
+    Ok(0)
+}
+
 /// Lets the container use the devices that its configuration names. libcontainer, as built here, does
 /// that by the controller of cgroup v1 only. Nobody has this right in a user namespace, where the
 /// kernel lets no device node be made either.
@@ -277,6 +293,8 @@ struct Exec {
     /// HOME as libcontainer found it in the container's passwd file.
     home: Rc<RefCell<Option<String>>>,
     confine: Option<Confine>,
+    /// The container's state, for hooks.
+    told: Value,
 }
 
 impl Executor for Exec {
@@ -288,7 +306,10 @@ impl Executor for Exec {
             env.extend(self.home.borrow().as_ref().map(|home| format!("HOME={home}")));
         }
         let confined = match &self.confine {
-            Some(confine) => tenant::confine_init(confine, process, &self.report),
+            Some(confine) => tenant::confine_init(confine, process, &self.report).and_then(|()| {
+                let hooks = confine.hooks.as_ref();
+                hooks.map_or(Ok(()), |hooks| wrapper::run_inside(hooks, &self.told, &env))
+            }),
             None => Ok(()),
         };
         let (code, why) = match confined {

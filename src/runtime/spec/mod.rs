@@ -13,11 +13,13 @@ mod rootless;
 mod signals;
 mod user;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::hooks::{self, Facts};
 use super::{RunOptions, RuntimeError};
 use crate::model::ImageConfig;
 
@@ -114,7 +116,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
     if let Some(seccomp) = input.seccomp {
         linux["seccomp"] = seccomp.clone();
     }
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": process,
         "root": { "path": input.rootfs.to_string_lossy(), "readonly": options.read_only },
@@ -122,7 +124,30 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
         "mounts": mounts,
         "linux": linux,
     });
+    add_hooks(&mut spec, options)?;
     Ok(Built { spec, warnings })
+}
+
+/// Annotations, and the hooks whose conditions hold.
+fn add_hooks(spec: &mut Value, options: &RunOptions) -> Result<(), RuntimeError> {
+    let annotations = annotations(options)?;
+    if !annotations.is_empty() {
+        spec["annotations"] = json!(annotations);
+    }
+    let command = spec["process"]["args"][0].as_str().unwrap_or_default().to_owned();
+    let bind_mounts = mounts::wanted(options)?.mounts.iter().any(|mount| mount["type"] == "bind");
+    let facts = Facts { annotations: &annotations, command: &command, bind_mounts };
+    hooks::inject(spec, &hooks::read(&options.hooks_dirs)?, &facts);
+    Ok(())
+}
+
+/// `--annotation`, later ones over earlier ones; without a value the empty one.
+pub(super) fn annotations(options: &RunOptions) -> Result<BTreeMap<String, String>, RuntimeError> {
+    let pair = |text: &String| match text.split_once('=').unwrap_or((text, "")) {
+        ("", _) => Err(refuse("--annotation", text, "want KEY=VALUE")),
+        (key, value) => Ok((key.to_owned(), value.to_owned())),
+    };
+    options.annotations.iter().map(pair).collect()
 }
 
 fn ping_groups(ids: Option<&Ids>) -> String {

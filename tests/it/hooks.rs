@@ -1,0 +1,205 @@
+//! OCI hooks with every runtime and backend: what they use of the image is kept, at whichever stage and
+//! by whichever way they look; and what goes wrong is told by name.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::main_job::{NEEDS, Place};
+use crate::support::{Need, SERVICE, have, json as read_json, script, sh};
+
+/// Stage, who of the hook's looks at its file in which way, and the kind of use. `$root` is the container's
+/// root on the host, `$pid` its first process, `$file` the file's path inside.
+const STAGES: [(&str, &str, &str); 9] = [
+    ("prestart", "cat $root$file", "open"),
+    ("prestart", "test -e $root$file", "stat"),
+    ("createRuntime", "chroot $root /usr/bin/cat $file", "open"),
+    ("createRuntime", "cd $root/srv; stat ..$file", "stat"),
+    ("createContainer", "chroot $root /usr/bin/stat $file", "stat"),
+    ("createContainer", "cat $root$file", "open"),
+    ("poststart", "nsenter -t $pid -m /usr/bin/stat $file", "stat"),
+    ("poststart", "cat /proc/$pid/root$file", "open"),
+    ("poststop", "cat $root$file", "open"),
+];
+
+/// An image with data files of random names, and the folder with the hooks that use them.
+struct Scene {
+    place: Place,
+    /// In the order of [`STAGES`].
+    files: Vec<String>,
+    /// Of the hook that runs inside.
+    inside: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let place = Place::new(&SERVICE);
+        let random = || {
+            let name = tempfile::Builder::new().rand_bytes(12).tempfile().unwrap();
+            let name = name.path().file_name().unwrap().to_string_lossy().replace('.', "x");
+            format!("/srv/{name}")
+        };
+        let (files, inside): (Vec<String>, _) =
+            (STAGES.iter().map(|_| random()).collect(), random());
+        let layer = place.path().join("layer");
+        std::fs::create_dir_all(layer.join("srv")).unwrap();
+        for file in files.iter().chain([&inside]) {
+            std::fs::write(layer.join(&file[1..]), "data only\n").unwrap();
+        }
+        add_layer(place.path(), &layer);
+        let scene = Self { place, files, inside };
+        for (number, ((stage, text, _), file)) in STAGES.iter().zip(&scene.files).enumerate() {
+            let name = format!("{number}-{stage}");
+            scene.host_hook(&name, stage, &text.replace("$file", file));
+        }
+        let cat = json!({ "path": "/usr/bin/cat", "args": ["cat", scene.inside] });
+        scene.hook("inside", "startContainer", cat);
+        scene
+    }
+
+    fn hooks(&self) -> PathBuf {
+        self.place.path().join("hooks.d")
+    }
+
+    fn hook(&self, name: &str, stage: &str, hook: Value) {
+        let text = json!({
+            "version": "1.0.0", "hook": hook, "when": { "always": true }, "stages": [stage],
+        });
+        std::fs::create_dir_all(self.hooks()).unwrap();
+        std::fs::write(self.hooks().join(format!("{name}.json")), text.to_string()).unwrap();
+    }
+
+    /// A hook of the host's that runs `text` in bash.
+    fn host_hook(&self, name: &str, stage: &str, text: &str) -> PathBuf {
+        let known = "state=$(cat)\n\
+            bundle=$(sed -n 's/.*\"bundle\" *: *\"\\([^\"]*\\)\".*/\\1/p' <<<\"$state\")\n\
+            pid=$(sed -n 's/.*\"pid\" *: *\\([0-9]*\\).*/\\1/p' <<<\"$state\")\n\
+            root=$(sed -n 's/.*\"root\":{\"path\":\"\\([^\"]*\\)\".*/\\1/p' <\"$bundle/config.json\")\n\
+            [ -n \"$root\" ]\n";
+        let path = script(self.place.path(), name, &format!("{known}{text}"));
+        self.hook(
+            name,
+            stage,
+            json!({ "path": path, "args": [name], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] }),
+        );
+        path
+    }
+
+    fn trace(&self, args: &[&str]) -> (i32, String) {
+        let hooks = self.hooks();
+        let all = [&["--hooks-dir", hooks.to_str().unwrap()][..], args].concat();
+        self.place.trace(&all, "[ \"$($SLIM_RUN id -u)\" = 0 ]")
+    }
+}
+
+fn add_layer(folder: &Path, layer: &Path) {
+    let tar = folder.join("layer.tar");
+    let tar = tar.to_str().unwrap();
+    sh(
+        "tar",
+        &[
+            "-C",
+            layer.to_str().unwrap(),
+            "--numeric-owner",
+            "--owner=0",
+            "--group=0",
+            "-cf",
+            tar,
+            ".",
+        ],
+    );
+    let image = format!("{}:latest", folder.join("image").display());
+    sh("umoci", &["raw", "add-layer", "--image", &image, tar]);
+}
+
+/// The phases in which a file was used, with the kinds of use.
+fn uses(profile: &Value, path: &str) -> Vec<String> {
+    let access = profile["files"][path]["access"].as_object().cloned().unwrap_or_default();
+    let mut all: Vec<String> = access
+        .iter()
+        .flat_map(|(kind, runs)| {
+            let users = runs.as_object().unwrap().values();
+            users.map(|by| format!("{kind}/{}", by["phase"].as_str().unwrap())).collect::<Vec<_>>()
+        })
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// A trace with all the hooks gives a slim image in which they all still work.
+fn hooks_find_their_files(runtime: &str, backend: &str) {
+    if !have(&NEEDS) || !have(&[Need::Program("nsenter")]) {
+        return;
+    }
+    if runtime != "embedded"
+        && !have(&[Need::Program(if runtime == "runc" { "runc" } else { "crun" })])
+    {
+        return;
+    }
+    let scene = Scene::new();
+    let half = backend == "notify" && runtime != "embedded";
+    let mut args = vec!["--runtime", runtime, "--recorder", backend];
+    args.extend(half.then_some("--keep-going"));
+    let (code, said) = scene.trace(&args);
+    assert_eq!(code, 0, "{said}");
+    let summary = read_json(&scene.place.out("summary.json"));
+    assert_eq!(summary["verified"], json!({ "static": true, "dynamic": true }), "{said}");
+    let lost: Vec<&str> =
+        summary["losses"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert_eq!(lost, if half { vec!["calls_not_notified"] } else { vec![] });
+    assert_eq!(summary["recordings"], 1, "nothing had to be found by verification: {said}");
+    let profile = read_json(&scene.place.out("profile.json"));
+    for ((stage, text, kind), file) in STAGES.iter().zip(&scene.files) {
+        let got = uses(&profile, file);
+        assert!(got.contains(&format!("{kind}/hook")), "{stage}: {text}: {got:?}");
+        assert!(got.iter().all(|used| used.ends_with("/hook")), "{stage}: {text}: {got:?}");
+    }
+    assert!(uses(&profile, &scene.inside).contains(&"open/hook".to_owned()));
+    // what hooks outside call is no reason to allow it inside
+    for call in ["chroot", "setns"] {
+        let access = &profile["syscalls"]["x86_64"][call][""]["call"];
+        let by = access.as_object().into_iter().flat_map(|runs| runs.values());
+        assert!(by.clone().all(|by| by["phase"] == "runtime"), "{call}: {access}");
+    }
+}
+
+#[test]
+fn files_of_hooks_are_kept_embedded_bpf() {
+    hooks_find_their_files("embedded", "bpf");
+}
+
+#[test]
+fn files_of_hooks_are_kept_runc_bpf() {
+    hooks_find_their_files("runc", "bpf");
+}
+
+#[test]
+fn files_of_hooks_are_kept_crun_bpf() {
+    hooks_find_their_files("crun", "bpf");
+}
+
+#[test]
+fn files_of_hooks_are_kept_embedded_perf() {
+    hooks_find_their_files("embedded", "perf");
+}
+
+#[test]
+fn files_of_hooks_are_kept_runc_perf() {
+    hooks_find_their_files("runc", "perf");
+}
+
+#[test]
+fn files_of_hooks_are_kept_crun_perf() {
+    hooks_find_their_files("crun", "perf");
+}
+
+#[test]
+fn files_of_hooks_are_kept_embedded_notify() {
+    hooks_find_their_files("embedded", "notify");
+}
+
+#[test]
+fn files_of_hooks_are_kept_runc_notify() {
+    hooks_find_their_files("runc", "notify");
+}
