@@ -88,7 +88,7 @@ impl Scene {
     fn trace(&self, args: &[&str]) -> (i32, String) {
         let hooks = self.hooks();
         let all = [&["--hooks-dir", hooks.to_str().unwrap()][..], args].concat();
-        self.place.trace(&all, "[ \"$($SLIM_RUN id -u)\" = 0 ]")
+        self.place.trace(&all, "[ \"$($SLIM_RUN sh -c 'sleep 2; id -u')\" = 0 ]")
     }
 }
 
@@ -142,6 +142,7 @@ fn hooks_find_their_files(runtime: &str, backend: &str) {
     let mut args = vec!["--runtime", runtime, "--recorder", backend];
     args.extend(half.then_some("--keep-going"));
     let (code, said) = scene.trace(&args);
+    if code != 0 { sh("cp", &["-a", scene.place.path().to_str().unwrap(), "/var/tmp/hk-scene"]); }
     assert_eq!(code, 0, "{said}");
     let summary = read_json(&scene.place.out("summary.json"));
     assert_eq!(summary["verified"], json!({ "static": true, "dynamic": true }), "{said}");
