@@ -93,6 +93,13 @@ pub fn text(piece: &[u8]) -> &[u8] {
     piece.split(|b| *b == 0).next().unwrap_or_default()
 }
 
+/// A path as events carry it: names leaf first, each with a NUL.
+pub fn leaf_first(path: &[u8]) -> Vec<u8> {
+    let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).collect();
+    names.reverse();
+    names.into_iter().flat_map(|name| [name, b"\0"].concat()).collect()
+}
+
 /// A path from the names that the BPF side gathered leaf first; the root for none.
 pub fn path_of(names: &[u8]) -> Vec<u8> {
     let mut names: Vec<&[u8]> = names.split(|b| *b == 0).filter(|n| !n.is_empty()).collect();

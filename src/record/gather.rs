@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::calls::{changes_mounts, name_of};
 use super::event::{
     BASE_ON_OVERLAY, BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, OTHERS,
-    ROOT_ON_OVERLAY, path_of, text,
+    ROOT_ON_OVERLAY, leaf_first, path_of, text,
 };
 use super::mounts::Mounts;
 use crate::model::{FirstUse, Phase, Seen, escape};
@@ -521,6 +521,7 @@ impl Gathered {
                 Some(event) => event,
                 None => return,
             },
+            _ if event.role == HOST_HOOK => in_a_root(event, &self.roots),
             _ => event,
         };
         let raw = text(&event.data[0]);
@@ -647,17 +648,31 @@ fn from_outside(mut event: Event, roots: &[Vec<u8>]) -> Option<Event> {
     if absolute || event.flags & BASE_ON_OVERLAY == 0 {
         let base = if absolute { Vec::new() } else { path_of(&event.data[1]) };
         let path = [&base[..], if absolute { b"" } else { b"/" }, raw].concat();
-        let below = |root: &Vec<u8>| {
-            let rest = path.strip_prefix(&root[..])?;
-            matches!(rest.first(), None | Some(b'/')).then(|| [b"/", rest].concat())
-        };
-        event.data[0] = roots.iter().find_map(below)?;
+        event.data[0] = roots.iter().find_map(|root| below(root, &path))?;
         event.data[1] = Vec::new();
     }
     event.data[2] = Vec::new();
     event.flags |= ROOT_ON_OVERLAY;
     event.mnt_ns = 0; // the host's mounts say nothing of the overlay's own paths
     Some(event)
+}
+
+/// A path of a hook that changed its root to an overlay's. Where the backend has that root and the folder
+/// by their paths on the host, they become the overlay's own.
+fn in_a_root(mut event: Event, roots: &[Vec<u8>]) -> Event {
+    for names in &mut event.data[1..3] {
+        let path = path_of(names);
+        if let Some(own) = roots.iter().find_map(|root| below(root, &path)) {
+            *names = leaf_first(&own);
+        }
+    }
+    event
+}
+
+/// The part of `path` below `root`.
+fn below(root: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let rest = path.strip_prefix(root)?;
+    matches!(rest.first(), None | Some(b'/')).then(|| [b"/", rest].concat())
 }
 
 /// A hash that two things never share by chance.

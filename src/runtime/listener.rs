@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,20 +38,14 @@ impl Doorman {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, cgroup) = (Arc::clone(&stop), cgroup.map(Path::to_owned));
         let thread = std::thread::Builder::new().name("seccomp".into()).spawn(move || {
-            while !stopped.load(Ordering::SeqCst) {
-                let mut fds = [PollFd::new(&socket, PollFlags::IN)];
-                let patience = Timespec::try_from(Duration::from_millis(100)).ok();
-                if !poll(&mut fds, patience.as_ref()).is_ok_and(|count| count > 0) {
-                    continue;
+            // crun connects long before it has a listener to hand over; a hook in between has one at once
+            std::thread::scope(|scope| {
+                while readable(&socket, &stopped) {
+                    let Ok((peer, _)) = socket.accept() else { continue };
+                    let (stopped, cgroup, observer) = (&stopped, cgroup.as_deref(), &*observer);
+                    scope.spawn(move || greet(&peer, stopped, cgroup, observer));
                 }
-                let taken = socket
-                    .accept()
-                    .and_then(|(peer, _)| take(&peer, cgroup.as_deref(), &*observer));
-                if let Err(error) = taken {
-                    observer.lost_listener();
-                    tracing::warn!(%error, "a seccomp listener could not be taken over");
-                }
-            }
+            });
         })?;
         Ok(Self { path, stop, thread: Some(thread) })
     }
@@ -68,6 +62,28 @@ impl Drop for Doorman {
             let _ = thread.join();
         }
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Waits until there is something to read; false if it is to stop first.
+fn readable(socket: &impl AsFd, stopped: &AtomicBool) -> bool {
+    while !stopped.load(Ordering::SeqCst) {
+        let mut fds = [PollFd::new(socket, PollFlags::IN)];
+        let patience = Timespec::try_from(Duration::from_millis(100)).ok();
+        if poll(&mut fds, patience.as_ref()).is_ok_and(|count| count > 0) {
+            return true;
+        }
+    }
+    false
+}
+
+fn greet(peer: &UnixStream, stopped: &AtomicBool, cgroup: Option<&Path>, observer: &dyn Observer) {
+    if !readable(peer, stopped) {
+        return;
+    }
+    if let Err(error) = take(peer, cgroup, observer) {
+        observer.lost_listener();
+        tracing::warn!(%error, "a seccomp listener could not be taken over");
     }
 }
 

@@ -142,7 +142,9 @@ fn hooks_find_their_files(runtime: &str, backend: &str) {
     let mut args = vec!["--runtime", runtime, "--recorder", backend];
     args.extend(half.then_some("--keep-going"));
     let (code, said) = scene.trace(&args);
-    if code != 0 { sh("cp", &["-a", scene.place.path().to_str().unwrap(), "/var/tmp/hk-scene"]); }
+    if code != 0 {
+        sh("cp", &["-a", scene.place.path().to_str().unwrap(), "/var/tmp/hk-scene"]);
+    }
     assert_eq!(code, 0, "{said}");
     let summary = read_json(&scene.place.out("summary.json"));
     assert_eq!(summary["verified"], json!({ "static": true, "dynamic": true }), "{said}");

@@ -59,7 +59,6 @@ impl Stage {
 /// A definition of oci-hooks(5), version 1.0.0.
 #[derive(Debug, Clone, Deserialize)]
 struct Definition {
-    version: String,
     hook: Program,
     when: When,
     stages: Vec<Stage>,

@@ -172,8 +172,12 @@ pub(in crate::runtime) fn run_inside(
         let failed = |why: String| format!("the startContainer hook {path}: {why}");
         let told = |error: io::Error| failed(error.to_string());
         let (input, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| told(e.into()))?;
+        // what it says is none of the container's output
+        let nowhere = OpenOptions::new().write(true).open("/dev/null").map_err(told)?;
         let child = process::fork(|| {
-            let ready = rustix::stdio::dup2_stdin(&input).map_err(io::Error::from);
+            let ready = rustix::stdio::dup2_stdin(&input)
+                .and_then(|()| rustix::stdio::dup2_stdout(&nowhere))
+                .map_err(io::Error::from);
             match ready.and_then(|()| signals::reset()) {
                 Ok(()) => complain(&execute(&hook, &env)),
                 Err(error) => complain(&error.to_string()),
