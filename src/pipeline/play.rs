@@ -138,12 +138,22 @@ impl<'a> Play<'a> {
                 self.failure.is_none()
             }
             Readiness::Ended(ended) => {
-                if !self.entered() || given || exposed {
-                    self.fail(PipelineError::Container(format!(
-                        "the container ended before it was ready ({}); its output is in \
-                         container.log",
-                        ended_text(ended)
-                    )));
+                let entered = self.entered();
+                if !entered || given || exposed {
+                    let how = ended_text(ended);
+                    let hooks = if entered { Vec::new() } else { self.pod.hooks_inside() };
+                    self.fail(PipelineError::Container(match hooks.as_slice() {
+                        [] => format!(
+                            "the container ended before it was ready ({how}); its output is in \
+                             container.log"
+                        ),
+                        hooks => format!(
+                            "the container ended ({how}) before its entrypoint was executed: its \
+                             startContainer hook ({}), a program of the image, failed or is not \
+                             there; see container.log, or leave its definition out",
+                            hooks.join(", ")
+                        ),
+                    }));
                 }
                 self.failure.is_none()
             }

@@ -216,7 +216,7 @@ impl Container {
         if let Some(failure) = wrapper::failures(&self.report()).into_iter().next() {
             return Err(failure.error());
         }
-        let inside = wrapper::programs(&self.config, Stage::StartContainer);
+        let inside = self.hooks_inside();
         if !inside.is_empty() && refused.why.contains("hook") {
             return Err(RuntimeError::Host {
                 what: format!("a startContainer hook ({})", inside.join(", ")),
@@ -227,6 +227,11 @@ impl Container {
             });
         }
         Ok(Err(refused))
+    }
+
+    /// The programs of its `startContainer` hooks.
+    pub fn hooks_inside(&self) -> Vec<String> {
+        wrapper::programs(&self.config, Stage::StartContainer)
     }
 
     /// Where hooks tell of their failures.

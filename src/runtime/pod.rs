@@ -388,6 +388,11 @@ impl Pod {
         lock(&self.inner.uppers).clone()
     }
 
+    /// The programs of the image that the runtime runs before the entrypoint (`startContainer`).
+    pub fn hooks_inside(&self) -> Vec<String> {
+        self.inner.main.hooks_inside()
+    }
+
     /// True if the container tried to reach the outside and could not (published and private).
     pub fn outside_tried(&self) -> bool {
         self.inner.net.pod.as_ref().is_some_and(PodNet::outside_tried)
