@@ -263,8 +263,10 @@ impl<'a> Play<'a> {
         if let (false, Ok(caps)) = (dockers, runtime::capabilities(options)) {
             extra.insert("capabilities".to_owned(), caps.into());
         }
-        if let (false, Ok(hooks)) = (options.hooks_dirs.is_empty(), runtime::hooks(options)) {
-            extra.insert("hooks".to_owned(), hooks);
+        if let Ok(hooks) = runtime::hooks(options)
+            && !hooks.is_empty()
+        {
+            extra.insert("hooks".to_owned(), hooks.into());
         }
         if let Some(workdir) = &options.workdir {
             extra.insert("workdir".to_owned(), workdir.as_str().into());

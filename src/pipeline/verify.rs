@@ -249,14 +249,13 @@ pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, Pip
 
 /// A warning if the image was traced with hooks that this run does not have.
 fn other_hooks(profile: &Profile, run: &RunSpec) -> Option<String> {
-    let names = |hooks: &Value| -> BTreeSet<String> {
-        let name = |hook: &Value| hook["name"].as_str().map(str::to_owned);
-        hooks.as_array().into_iter().flatten().filter_map(name).collect()
+    let names = |hooks: &[Value]| -> BTreeSet<String> {
+        hooks.iter().filter_map(|hook| hook["name"].as_str()).map(str::to_owned).collect()
     };
     let here = runtime::hooks(&run.options).map(|hooks| names(&hooks)).unwrap_or_default();
     let traced = profile.runs.values().filter(|run| run.purpose == "trace");
-    let traced: BTreeSet<String> =
-        traced.filter_map(|run| run.extra.get("hooks")).flat_map(names).collect();
+    let traced = traced.filter_map(|run| run.extra.get("hooks")?.as_array());
+    let traced: BTreeSet<String> = traced.flat_map(|hooks| names(hooks)).collect();
     let lacking: Vec<&str> = traced.difference(&here).map(String::as_str).collect();
     (!lacking.is_empty()).then(|| {
         format!(

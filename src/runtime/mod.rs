@@ -17,6 +17,7 @@ use crate::model::ImageConfig;
 use crate::seccomp::Watch;
 use crate::sys::signals;
 
+mod cdi;
 mod cell;
 mod cgroup;
 mod container;
@@ -138,6 +139,10 @@ pub struct RunOptions {
     pub annotations: Vec<String>,
     /// Folders with definitions of OCI hooks, oci-hooks(5); the later one wins.
     pub hooks_dirs: Vec<PathBuf>,
+    /// `--device`: `HOST[:CONTAINER[:rwm]]`, or the name of a CDI device, `VENDOR/CLASS=NAME`.
+    pub devices: Vec<String>,
+    /// Folders with CDI specifications instead of the usual ones; the later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// Called by the runtime when something new is about to be used, before anything runs there.
@@ -236,9 +241,12 @@ pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     spec::mount_points(options)
 }
 
-/// The hooks that the options name: file name, digest and stages of each definition.
-pub fn hooks(options: &RunOptions) -> Result<serde_json::Value, RuntimeError> {
-    hooks::read(&options.hooks_dirs).map(|found| hooks::told(&found))
+/// The hooks that the options name, by a folder or by a CDI device: file name, digest and stages of each
+/// definition.
+pub fn hooks(options: &RunOptions) -> Result<Vec<serde_json::Value>, RuntimeError> {
+    let mut all = hooks::told(&hooks::read(&options.hooks_dirs)?);
+    all.extend(spec::hooks_of_devices(options)?);
+    Ok(all)
 }
 
 /// True if slim runs as an ordinary user, in a user namespace of its own.
@@ -257,6 +265,7 @@ pub fn check_options(options: &RunOptions) -> Result<(), RuntimeError> {
     }
     hooks::read(&options.hooks_dirs)?;
     spec::annotations(options)?;
+    spec::check_devices(options)?;
     match options.stop_signal.as_deref() {
         Some(name) if spec::signal_number(name).is_none() => Err(RuntimeError::Option {
             option: "--stop-signal".into(),

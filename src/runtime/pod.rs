@@ -433,8 +433,9 @@ fn doorman(
     spec: &PodSpec,
     engine: &Engine,
 ) -> Result<Option<Doorman>, RuntimeError> {
-    let foreign = !engine.is_embedded() || !spec.options.hooks_dirs.is_empty();
-    if spec.watch == Watch::Nothing || !foreign {
+    let options = &spec.options;
+    let hooks = !options.hooks_dirs.is_empty() || !options.devices.is_empty();
+    if spec.watch == Watch::Nothing || (engine.is_embedded() && !hooks) {
         return Ok(None);
     }
     let path = control::socket_dir()?.join(format!("{}.seccomp", spec.id));

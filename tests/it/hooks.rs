@@ -335,3 +335,69 @@ fn a_hook_that_runs_ldconfig_finds_in_the_slim_image_what_it_found() {
         assert!(said.contains("traced with the hooks ldconfig.json"), "{runtime}: {said}");
     }
 }
+
+/// A device by name brings its node, mounts, variables and hooks, and the slim image works with all of it.
+#[test]
+fn a_cdi_device_is_traced_with_its_hooks_mounts_and_nodes() {
+    if !have(&NEEDS) || !have(&[Need::Program("cc"), Need::Program("runc"), Need::Program("crun")])
+    {
+        return;
+    }
+    let scene = Scene::bare();
+    let folder = scene.place.path();
+    let source = folder.join("gpu.c");
+    std::fs::write(&source, "int gpu(void) { return 1; }\n").unwrap();
+    let library = folder.join("libgpu.so.1.2");
+    let (source, library) = (source.to_str().unwrap(), library.to_str().unwrap());
+    sh("cc", &["-shared", "-fPIC", "-Wl,-soname,libgpu.so.1", "-o", library, source]);
+    let hook = scene.host_hook(
+        "toolkit",
+        "createContainer",
+        "cat $root/srv/data/unused; ldconfig -r $root",
+    );
+    std::fs::remove_dir_all(scene.hooks()).unwrap();
+    std::fs::create_dir(scene.hooks()).unwrap();
+    let cdi = folder.join("cdi");
+    std::fs::create_dir(&cdi).unwrap();
+    let text = format!(
+        "cdiVersion: 0.5.0\nkind: example.com/gpu\ncontainerEdits:\n  env: [GPU=yes]\n  mounts:\n\
+         \x20 - {{hostPath: {library}, containerPath: /usr/lib/libgpu.so.1.2, options: [ro, nosuid, bind]}}\n\
+         \x20 hooks:\n  - {{hookName: createContainer, path: {}, args: [toolkit], env: [PATH=/usr/sbin:/usr/bin:/bin]}}\n\
+         devices:\n- name: \"0\"\n  containerEdits:\n    deviceNodes: [{{path: /dev/gpu0, hostPath: /dev/zero}}]\n",
+        hook.display()
+    );
+    std::fs::write(cdi.join("gpu.yaml"), text).unwrap();
+    let script = "$SLIM_EXEC sh -c 'test -c /dev/gpu0 && test \"$GPU\" = yes && read -r x </usr/lib/libgpu.so.1.2'\n\
+                  $SLIM_EXEC sh -c 'exec 3</dev/gpu0 && test -c /dev/other'\n\
+                  $SLIM_EXEC cat /etc/ld.so.cache | grep -qa libgpu.so.1";
+    for (runtime, recorder) in
+        [("embedded", "bpf"), ("runc", "bpf"), ("crun", "bpf"), ("embedded", "perf")]
+    {
+        let args = [
+            "--runtime",
+            runtime,
+            "--recorder",
+            recorder,
+            "--no-restart",
+            "--cdi-spec-dir",
+            cdi.to_str().unwrap(),
+            "--device",
+            "example.com/gpu=0",
+            "--device",
+            "/dev/null:/dev/other",
+        ];
+        let (code, said) = scene.place.trace(&args, script);
+        assert_eq!(code, 0, "{runtime}: {said}");
+        let profile = read_json(&scene.place.out("profile.json"));
+        assert_eq!(uses(&profile, "/srv/data/unused"), ["open/hook"], "{runtime} {recorder}");
+        let run = profile["runs"].as_object().unwrap().values().next().unwrap();
+        assert_eq!(run["hooks"][0]["name"], "gpu.yaml");
+        let summary = read_json(&scene.place.out("summary.json"));
+        assert_eq!(summary["verified"]["dynamic"], true, "{runtime}: {said}");
+        assert_eq!(summary["recordings"], 1, "{runtime}: {said}");
+    }
+    let args = ["--cdi-spec-dir", cdi.to_str().unwrap(), "--device", "example.com/gpu=7"];
+    let (code, said) = scene.place.trace(&args, script);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("have example.com/gpu=0;"), "{said}");
+}

@@ -231,12 +231,15 @@ pub(super) fn add(config: &mut Value, stage: Stage, hook: &Program, from: &str) 
 const FROM: &str = "slim.from";
 
 /// Name and digest of the definitions in `folders` and their stages, for the run record.
-pub(super) fn told(found: &[Found]) -> Value {
-    let one = |found: &Found| {
-        let name = found.file.file_name().unwrap_or_default().to_string_lossy();
-        json!({ "name": name, "digest": found.digest, "stages": found.definition.stages })
-    };
+pub(super) fn told(found: &[Found]) -> Vec<Value> {
+    let one = |found: &Found| tell(&found.file, &found.digest, &found.definition.stages);
     found.iter().map(one).collect()
+}
+
+/// One of them.
+pub(super) fn tell(file: &Path, digest: &Digest, stages: &[Stage]) -> Value {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    json!({ "name": name, "digest": digest, "stages": stages })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! makes; starts nothing.
 
 pub(super) mod caps;
+mod devices;
 mod files;
 mod inside;
 mod limits;
@@ -19,11 +20,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::cdi;
 use super::hooks::{self, Facts};
 use super::{RunOptions, RuntimeError};
 use crate::model::ImageConfig;
 
-pub use mounts::mount_points;
+pub use devices::check as check_devices;
 pub use rootless::{Ids, refuse_limits};
 pub use signals::signal_number;
 
@@ -124,8 +126,26 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
         "mounts": mounts,
         "linux": linux,
     });
+    devices::apply(&mut spec, options)?;
     add_hooks(&mut spec, options)?;
     Ok(Built { spec, warnings })
+}
+
+/// Where the options mount something or make directories: absolute paths in the container.
+pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
+    let mut all = mounts::mount_points(options)?;
+    let edits = devices::wanted(options)?.into_iter().map(|from| from.edits);
+    all.extend(edits.flat_map(|edits| edits.mounts).map(|mount| mount.container_path));
+    Ok(all)
+}
+
+/// File name, digest and stages of the CDI specifications whose devices bring hooks.
+pub fn hooks_of_devices(options: &RunOptions) -> Result<Vec<Value>, RuntimeError> {
+    let told = |from: cdi::Wanted| {
+        let stages: Vec<_> = from.edits.hooks.iter().map(|hook| hook.hook_name).collect();
+        (!stages.is_empty()).then(|| hooks::tell(&from.file, &from.digest, &stages))
+    };
+    Ok(devices::wanted(options)?.into_iter().filter_map(told).collect())
 }
 
 /// Annotations, and the hooks whose conditions hold.
