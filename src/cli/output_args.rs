@@ -20,7 +20,7 @@ pub(super) struct OutputArgs {
     /// How layers are stored [default: gzip]
     #[arg(long, value_enum, value_name = "HOW")]
     compress: Option<CompressArg>,
-    /// 0 to 9 for gzip [default: 6], 1 to 22 for zstd [default: 3]
+    /// 0 to 9 for gzip [default: 5], 1 to 22 for zstd [default: 3]
     #[arg(long, value_name = "N")]
     level: Option<u32>,
     /// Threads that compress; they change the time it takes, never the bytes [default: all processors]

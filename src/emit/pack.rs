@@ -23,11 +23,15 @@ const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 /// A last block without content.
 const LAST: [u8; 2] = [0x03, 0x00];
 
+/// The level of gzip where none is given. zlib-rs takes a quarter less time for it than for 6, the usual
+/// one, and 0.2 % more bytes (a slim postgres: 36.55 MB by 36.49).
+const GZIP_LEVEL: u32 = 5;
+
 /// Compression, level and threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
     pub compression: Compression,
-    /// 0 to 9 for gzip, 1 to 22 for zstd; 6 and 3 where none is given.
+    /// 0 to 9 for gzip, 1 to 22 for zstd; 5 and 3 where none is given.
     pub level: Option<u32>,
     /// At least one; changes nothing but the time it takes.
     pub threads: usize,
@@ -70,7 +74,7 @@ impl Blocks {
     /// The blocks' entrance, and what hands out the receiver of each, in order.
     pub fn new(packing: &Packing) -> (Self, Receiver<Receiver<io::Result<Packed>>>) {
         let gzip = packing.compression == Compression::Gzip;
-        let gzip = gzip.then_some(packing.level.unwrap_or(6));
+        let gzip = gzip.then_some(packing.level.unwrap_or(GZIP_LEVEL));
         let threads = packing.threads.max(1);
         let (order, ordered) = sync_channel(threads * 2);
         let (work, jobs) = channel::<Job>();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A map as a sorted array that is never larger than its entries. A `BTreeMap` takes the room of
 /// eleven for the first one, and a profile has a map of one or two for every file.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SortedMap<K, V>(Vec<(K, V)>);
+pub struct SortedMap<K, V>(Box<[(K, V)]>);
 
 impl<K: Ord, V> SortedMap<K, V> {
     /// The value of a key.
@@ -61,8 +61,10 @@ impl<K: Ord, V> SortedMap<K, V> {
     }
 
     fn put(&mut self, at: usize, key: K, value: V) {
-        self.0.reserve_exact(1);
-        self.0.insert(at, (key, value));
+        let mut entries = std::mem::take(&mut self.0).into_vec();
+        entries.reserve_exact(1);
+        entries.insert(at, (key, value));
+        self.0 = entries.into_boxed_slice();
     }
 
     fn find<Q: Ord + ?Sized>(&self, key: &Q) -> Result<usize, usize>
@@ -101,7 +103,7 @@ type Pair<'a, K, V> = fn(&'a (K, V)) -> (&'a K, &'a V);
 
 impl<K, V> Default for SortedMap<K, V> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(Box::default())
     }
 }
 
@@ -124,7 +126,7 @@ impl<K, V> IntoIterator for SortedMap<K, V> {
     type IntoIter = std::vec::IntoIter<(K, V)>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.0.into_vec().into_iter()
     }
 }
 
@@ -202,6 +204,5 @@ mod tests {
         assert_eq!(serde_json::from_str::<SortedMap<i32, char>>(&text).unwrap(), ours);
         assert!(ours.iter().eq(&theirs));
         assert_eq!((ours.get(&3), ours.get(&4)), (Some(&'d'), None));
-        assert!(ours.0.capacity() == 3);
     }
 }

@@ -8,6 +8,7 @@ use super::calls::{self, O_CREAT, O_PATH, O_TRUNC, OTHERS, Op};
 use super::gather::{AddressUse, By, CallUse, FileUse, How, PathUse, Users, libc_errno as errno};
 use super::mounts::{MountTable, Mounts, Place};
 use super::network::{self, Address};
+use super::notes::Notes;
 use crate::model::profile::{FileCell, RunId, Startup, Touch, kind, note};
 use crate::model::{NodeKind, Phase, Profile, Resolved, RootPath, Tree};
 
@@ -56,8 +57,15 @@ pub fn fold(recording: Recording, profile: &mut Profile, tree: &Tree, run: RunId
     fold.note_removals(&paths);
     for runtime in [false, true] {
         let pass = |by: &By| by.is_runtime() == runtime;
-        paths = each(paths, |p| pass(&p.by), |p| fold.path(p));
-        files = each(files, |f| pass(&f.by), |f| fold.file(f));
+        let mut later = (Notes::default(), Notes::default());
+        loop {
+            // in turn, so that as many notes go as cells come
+            let more = paths.work_off(&mut later.0, |p| pass(&p.by), |p| fold.path(p));
+            if !files.work_off(&mut later.1, |f| pass(&f.by), |f| fold.file(f)) && !more {
+                break;
+            }
+        }
+        (paths, files) = later;
         calls = each(calls, |c| pass(&c.by), |c| fold.call(c));
         addresses = each(addresses, |a| pass(&a.by), |a| fold.address(a));
     }
@@ -248,9 +256,9 @@ impl Fold<'_> {
         if self.tree.has(&at) { at } else { path }
     }
 
-    fn note_removals(&mut self, paths: &[PathUse]) {
+    fn note_removals(&mut self, paths: &Notes<PathUse>) {
         let mut before: Option<(u64, RootPath)> = None;
-        for used in paths {
+        for used in paths.iter() {
             let Some(call) = op_of(used) else { continue };
             let moves = call.op == Op::Rename && used.result >= 0;
             let removes = call.op == Op::Remove && used.result >= 0;

@@ -11,6 +11,7 @@ use super::event::{
     ROOT_ON_OVERLAY, leaf_first, path_of, text,
 };
 use super::mounts::Mounts;
+use super::notes::Notes;
 use crate::model::{FirstUse, Phase, Seen, escape};
 
 /// Phases by the number that the BPF side has for them.
@@ -296,7 +297,7 @@ pub struct Gathered {
     processes: HashMap<u32, Process>,
     gone: Vec<u32>,
     going: Vec<u32>,
-    pub paths: Vec<PathUse>,
+    pub paths: Notes<PathUse>,
     /// Hashes of what was noted.
     noted: HashSet<u128>,
     places: Shared<Place>,
@@ -304,7 +305,7 @@ pub struct Gathered {
     /// Where the last path started from, and who the last event was about: mostly the next one's, too.
     last_place: Option<LastPlace>,
     last_user: Option<Arc<User>>,
-    pub files: Vec<FileUse>,
+    pub files: Notes<FileUse>,
     pub calls: Vec<CallUse>,
     pub addresses: Vec<AddressUse>,
     pub capabilities: Vec<(u64, By)>,

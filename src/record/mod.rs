@@ -13,6 +13,7 @@ mod fold;
 mod gather;
 mod mounts;
 mod network;
+mod notes;
 mod notify;
 mod perf;
 mod probe;
@@ -40,6 +41,7 @@ use gather::{
     UNRECORDED, now, phase_number,
 };
 use mounts::Mounts;
+use notes::Notes;
 use reader::Reader;
 use source::{Control, Ends, Lost, Start};
 
@@ -156,8 +158,8 @@ pub struct Recording {
     /// fanotify events read: repeats that were silenced are none. For tests.
     #[doc(hidden)]
     pub events: u64,
-    files: Vec<FileUse>,
-    paths: Vec<PathUse>,
+    files: Notes<FileUse>,
+    paths: Notes<PathUse>,
     calls: Vec<CallUse>,
     addresses: Vec<AddressUse>,
     capabilities: Vec<(u64, By)>,

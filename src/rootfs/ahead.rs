@@ -116,7 +116,7 @@ fn read_layer(image: &Image, at: usize, out: &SyncSender<Batch>) -> Result<(), R
     let mut stream = layer::open(image, at)?;
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(mut entry) = stream.next_entry()? {
-        content::read(&mut stream, &mut entry, |_| Ok(()))?;
+        content::read(&mut stream, &mut entry)?;
         batch.push(entry);
         if batch.len() == BATCH {
             let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));

@@ -1,47 +1,106 @@
 //! Reads a file's content once: for its digest, for the facts in it, and for whoever stores it.
 
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
+
 use crate::inspect;
 use crate::model::Facts;
 use crate::oci::layer::{Entry, EntryKind, LayerStream};
+use crate::sys::temporary;
 
 use super::RootfsError;
 
-/// Programs larger than this are not looked into; the largest known in images has half of it.
-const MAX_FACTS: usize = 512 << 20;
+/// Programs up to this size are looked into in memory, larger ones on the disk: machine learning has
+/// libraries of more than a gigabyte.
+const SMALL: usize = 16 << 20;
+/// As much of a script as the kernel looks at, and more.
+const SCRIPT: usize = 512;
 
 /// Fills in digest and facts of `entry`, if it is a file, and hands every chunk to `store`.
-pub(super) fn read(
+///
+/// True if the facts are yet to be had, by [`look_again`] at what was stored.
+pub(super) fn store(
     stream: &mut LayerStream,
     entry: &mut Entry,
     mut store: impl FnMut(&[u8]) -> Result<(), RootfsError>,
-) -> Result<(), RootfsError> {
-    let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(()) };
-    let mut seen = Some(Vec::new());
-    let digest = stream.content(|chunk| {
-        look(&mut seen, chunk, facts);
+) -> Result<bool, RootfsError> {
+    let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(false) };
+    let mut look = Look::Small(Vec::new());
+    *content = Some(stream.content(|chunk| {
+        look.take(chunk);
         store(chunk)
-    })?;
-    *content = Some(digest);
-    if let Some(whole) = seen {
-        *facts = inspect::facts(&whole).map(Box::new);
-    }
+    })?);
+    let large = matches!(look, Look::Large(_));
+    *facts = look.facts();
+    Ok(large)
+}
+
+/// The same where nobody stores it.
+pub(super) fn read(stream: &mut LayerStream, entry: &mut Entry) -> Result<(), RootfsError> {
+    let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(()) };
+    let (mut look, mut spool) = (Look::Small(Vec::new()), None::<File>);
+    let folder = temporary::folder();
+    *content = Some(stream.content(|chunk| {
+        look.take(chunk);
+        let written = match (&mut look, &mut spool) {
+            (_, Some(file)) => file.write_all(chunk),
+            (Look::Large(so_far), none) => {
+                let so_far = std::mem::take(so_far);
+                tempfile::tempfile_in(&folder).and_then(|file| none.insert(file).write_all(&so_far))
+            }
+            _ => Ok(()),
+        };
+        written.map_err(|e| RootfsError::io("keep a large program in", &folder, e))
+    })?);
+    *facts = match spool {
+        Some(mut file) => {
+            file.rewind().map_err(|e| RootfsError::io("read a large program in", &folder, e))?;
+            inspect::facts_of_program(file).map(Box::new)
+        }
+        None => look.facts(),
+    };
     Ok(())
 }
 
-/// Collects content for as long as there may be facts in it.
-fn look(seen: &mut Option<Vec<u8>>, chunk: &[u8], facts: &mut Option<Box<Facts>>) {
-    let Some(bytes) = seen else { return };
-    let head = if bytes.is_empty() { chunk } else { bytes.as_slice() };
-    // A chunk can be a byte; four tell.
-    if head.len() >= 4 && !inspect::wants(head) {
-        *seen = None;
-        return;
+/// Fills in the facts in a large program that was stored.
+pub(super) fn look_again(entry: &mut Entry, file: &File) {
+    if let EntryKind::File { facts, .. } = &mut entry.kind {
+        *facts = inspect::facts_of_program(file).map(Box::new);
     }
-    bytes.extend_from_slice(chunk);
-    // Of a script only the first line matters.
-    let script = bytes.starts_with(b"#!");
-    if bytes.len() > MAX_FACTS || (script && bytes.len() > 512) {
-        *facts = if script { inspect::facts(bytes).map(Box::new) } else { None };
-        *seen = None;
+}
+
+/// What is known of a file so far.
+enum Look {
+    /// All of it, as long as there may be facts in it.
+    Small(Vec<u8>),
+    /// What there is to know.
+    Done(Option<Box<Facts>>),
+    /// A program that is not kept in memory; what there was of it.
+    Large(Vec<u8>),
+}
+
+impl Look {
+    fn take(&mut self, chunk: &[u8]) {
+        let Self::Small(bytes) = self else { return };
+        let head = if bytes.is_empty() { chunk } else { bytes.as_slice() };
+        // A chunk can be a byte; four tell.
+        if head.len() >= 4 && !inspect::wants(head) {
+            *self = Self::Done(None);
+            return;
+        }
+        bytes.extend_from_slice(chunk);
+        if bytes.starts_with(b"#!") && bytes.len() > SCRIPT {
+            *self = Self::Done(inspect::facts(bytes).map(Box::new));
+        } else if bytes.len() > SMALL {
+            *self = Self::Large(std::mem::take(bytes));
+        }
+    }
+
+    fn facts(self) -> Option<Box<Facts>> {
+        match self {
+            Self::Small(whole) => inspect::facts(&whole).map(Box::new),
+            Self::Done(facts) => facts,
+            Self::Large(_) => None,
+        }
     }
 }

@@ -65,13 +65,16 @@ impl Shelf {
 
     fn read(&self) -> std::io::Result<Tree> {
         let mut tree = Tree::default();
+        // a map made of all at once has no empty rooms, one that grew in order has as many as full ones
+        let mut nodes = Vec::new();
         for line in lines::read::<Line<RootPath, Node>>(&self.file)? {
             match line? {
                 Line::Layers(layers, shapes) => (tree.layers, tree.shapes) = (layers, shapes),
                 Line::Past(path, past) => drop(tree.past.insert(path, past)),
-                Line::Node(path, node) => drop(tree.nodes.insert(path, node.into())),
+                Line::Node(path, node) => nodes.push((path, node.into())),
             }
         }
+        tree.nodes = nodes.into_iter().collect();
         Ok(tree)
     }
 }

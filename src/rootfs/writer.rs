@@ -251,10 +251,13 @@ impl Writer {
                 let file = self.new_file(&dir, path)?;
                 let mut sparse = Sparse::new(file);
                 let host = self.host(path);
-                content::read(stream, entry, |chunk| {
+                let more = content::store(stream, entry, |chunk| {
                     sparse.write(chunk).map_err(|e| RootfsError::io("write", &host, e))
                 })?;
                 let file = sparse.finish(*size).map_err(|e| RootfsError::io("write", &host, e))?;
+                if more {
+                    content::look_again(entry, &file);
+                }
                 return self.set_meta(file.as_fd(), path, &meta);
             }
             other => make_node(&dir, name, other),
@@ -265,7 +268,7 @@ impl Writer {
 
     fn new_file(&self, dir: &OwnedFd, path: &RootPath) -> Result<File, RootfsError> {
         let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let name = OsStr::from_bytes(path.file_name());
         rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
             .map(File::from)

@@ -200,7 +200,7 @@ pub(super) fn blob_name(digest: &Digest) -> String {
 }
 
 fn unpacked(mut from: impl Read) -> io::Result<File> {
-    let mut file = tempfile::tempfile_in(super::spool::folder())?;
+    let mut file = tempfile::tempfile_in(crate::sys::temporary::folder())?;
     io::copy(&mut from, &mut file)?;
     Ok(file)
 }

@@ -12,11 +12,12 @@ use serde_json::Value;
 use crate::model::Digest;
 use crate::oci::Image;
 use crate::oci::manifest::Descriptor;
+use crate::sys::temporary;
 use crate::wire::{Reference, engine};
 
 use super::container::{Container, blob_name};
 use super::trust::{self, Origin};
-use super::{Access, SourceError, full_name, host_platform, layout, spool};
+use super::{Access, SourceError, full_name, host_platform, layout};
 
 const TRANSPORT: &str = "containerd";
 const ENGINE: &str = "containerd";
@@ -139,7 +140,7 @@ fn open(
 
 /// The image as an OCI archive in an unnamed file.
 fn export(namespace: &str, name: &str, platform: &str) -> Result<File, SourceError> {
-    let folder = spool::folder();
+    let folder = temporary::folder();
     let error =
         |source| SourceError::Spool { from: ENGINE.to_owned(), folder: folder.clone(), source };
     let file = tempfile::tempfile_in(&folder).map_err(error)?;

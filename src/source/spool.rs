@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sys::signals;
+use crate::sys::temporary::folder;
 
 use super::SourceError;
 
@@ -81,11 +82,6 @@ impl Spool {
         }
         Ok(n)
     }
-}
-
-/// `$TMPDIR`, else where large temporary files belong; /tmp is often memory.
-pub(super) fn folder() -> PathBuf {
-    std::env::var_os("TMPDIR").filter(|t| !t.is_empty()).map_or("/var/tmp".into(), PathBuf::from)
 }
 
 /// Reads a spooled blob.

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::model::Digest;
 use crate::oci::Image;
+use crate::sys::temporary;
 
 use super::container::Container;
 use super::reference::{Kind, by_content, inside};
@@ -48,7 +49,7 @@ fn spooled() -> Result<File, SourceError> {
     let copy = came.as_ref().map(File::try_clone).expect("filled above");
     copy.map_err(|source| SourceError::Spool {
         from: SHOWN.to_owned(),
-        folder: spool::folder(),
+        folder: temporary::folder(),
         source,
     })
 }

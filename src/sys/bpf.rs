@@ -126,14 +126,12 @@ impl Bpf {
         if !cfg!(target_arch = "x86_64") {
             return Err(BpfError::Architecture);
         }
-        // the loader reads the kernel's types for itself as well: side by side
-        let (btf, mut loader) = std::thread::scope(|scope| {
-            let btf = scope.spawn(Btf::from_sys_fs);
-            let loader = EbpfLoader::new();
-            (btf.join(), loader)
-        });
-        let btf = btf.map_err(|_| BpfError::Absent("reader of the kernel's types"))?;
-        let btf = btf.map_err(BpfError::NoBtf)?;
+        // The loader reads the kernel's types for itself as well. Not side by side: they take 15 MB
+        // each, and nothing else of a small run takes as much.
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        crate::sys::memory::give_back();
+        let btf = Btf::from_sys_fs().map_err(BpfError::NoBtf)?;
         loader.map_max_entries("ring", ring_bytes).map_max_entries("tasks", process_ids());
         loader.map_max_entries("threads", tasks).map_max_entries("unused", tasks);
         let ebpf = loader.btf(Some(&btf)).load(OBJECT)?;

@@ -21,4 +21,5 @@ pub mod process;
 pub mod ring;
 pub mod seccomp;
 pub mod signals;
+pub mod temporary;
 pub mod userns;

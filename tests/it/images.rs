@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use slim::emit::{ImageFormat, write_image};
-use slim::model::{KeepSet, Node, NodeKind, Reason, Reasons, RootPath, Tree};
+use slim::model::{Facts, KeepSet, Node, NodeKind, Reason, Reasons, RootPath, Tree};
 use slim::oci::Image;
 use slim::oci::layer::EntryKind;
 use slim::rootfs::{Rootfs, Store, changes, index};
@@ -314,6 +314,25 @@ fn metadata_survives_to_the_bit() {
     assert_eq!(node.xattrs["security.capability"], caps);
     let NodeKind::File { facts, .. } = &node.kind else { panic!("no file") };
     assert!(facts.is_some());
+}
+
+#[test]
+fn a_large_program_is_looked_into_like_a_small_one() {
+    let (attr, small) =
+        (Attr { mode: 0o755, ..Attr::default() }, std::fs::read("/bin/sh").unwrap());
+    let large = [&small[..], &vec![7; 20 << 20]].concat();
+    let fixture = image(&[layer()
+        .raw(b'0', b"small", b"", &small, &attr)
+        .raw(b'0', b"large", b"", &large, &attr)]);
+    let tree = round_trip(&fixture, "a large program");
+    let facts = |path: &[u8]| {
+        let node = tree.get(&RootPath::parse(path).unwrap()).unwrap();
+        let NodeKind::File { facts, .. } = &node.kind else { panic!("no file") };
+        facts.clone()
+    };
+    let Some(Facts::Elf(elf)) = facts(b"/small").map(|facts| *facts) else { panic!("no facts") };
+    assert!(elf.interpreter.is_some() && !elf.needed.is_empty(), "{elf:?}");
+    assert_eq!(facts(b"/large"), facts(b"/small"));
 }
 
 #[test]

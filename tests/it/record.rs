@@ -455,6 +455,21 @@ fn a_relative_chdir_starts_from_where_another_task_has_put_its_own() {
 }
 
 #[test]
+fn a_root_that_others_changed_too_often_is_a_loss() {
+    for (changes, lost) in [(4, 0), (5, 1)] {
+        let Some(scene) = Scene::new("pivoted") else { return };
+        let more = " child 2 pivot /..".repeat(changes - 1);
+        scene.run("main", "", &format!("newns cd / child 2 pivot /jail{more} cd etc stat in"));
+        let seen = scene.finish();
+        let losses = seen.losses.iter().filter(|loss| loss.kind == "string_fault");
+        assert_eq!(losses.count(), lost, "{changes}: {:?}", seen.losses);
+        if lost == 0 {
+            seen.has("/jail/etc/in", "stat/start");
+        }
+    }
+}
+
+#[test]
 fn a_call_belongs_to_the_phase_in_which_it_began() {
     let Some(scene) = Scene::new("waiting") else { return };
     let mut main = scene.start("main", "pivot", "", "wait 900");

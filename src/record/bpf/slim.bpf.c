@@ -893,15 +893,20 @@ static __always_inline u64 fs_of(struct task_struct *task)
 struct pivot { struct place to; u64 number; };
 struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 1024); __type(key, struct place); __type(value, struct pivot); } pivots SEC(".maps");
 
-// Follows a place through what happened since `since`.
+#define FOLLOWED 4
+// Follows a place through what happened since `since`, if that is not too much.
 static __noinline int follow(struct place *at, u64 since)
 {
 	struct place now;
 	if (!at) return 0;
 	now = *at;
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i <= FOLLOWED; i++) {
 		struct pivot *p = bpf_map_lookup_elem(&pivots, &now);
 		if (!p || p->number <= since) break;
+		if (i == FOLLOWED) {
+			lose(STRING_FAULT);
+			break;
+		}
 		since = p->number;
 		*at = now = p->to;
 	}
