@@ -646,6 +646,9 @@ fn as_runtime(event: Event) -> Event {
 fn from_outside(mut event: Event, roots: &[Vec<u8>]) -> Option<Event> {
     let raw = text(&event.data[0]);
     let absolute = raw.first() == Some(&b'/');
+    if event.flags & BASE_UNKNOWN != 0 {
+        return Some(event); // anywhere, in an overlay too
+    }
     if absolute || event.flags & BASE_ON_OVERLAY == 0 {
         let base = if absolute { Vec::new() } else { path_of(&event.data[1]) };
         let path = [&base[..], if absolute { b"" } else { b"/" }, raw].concat();

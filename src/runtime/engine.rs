@@ -155,7 +155,7 @@ impl Engine {
     /// Takes an ended container out of the runtime's books, which runs its `poststop` hooks.
     pub fn delete(&self, start: &Start) -> TaskWork {
         if self.is_embedded() {
-            return TaskWork::Delete { root: start.state.join(&start.id) };
+            return TaskWork::Poststop { id: start.id.clone(), bundle: start.bundle.clone() };
         }
         let mut argv = self.global(start, &start.bundle.join(format!("{}.end.log", start.id)));
         argv.extend(["delete".into(), start.id.clone().into()]);

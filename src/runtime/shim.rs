@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
-use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
@@ -54,8 +53,9 @@ pub(super) enum TaskWork {
     },
     /// Run a process (of the runtime configuration) in the container whose init is `pid`.
     Exec { pid: i32, process: Value, seccomp: Option<Value>, watch: Watch },
-    /// Delete the ended container with its state in `root`, by libcontainer.
-    Delete { root: PathBuf },
+    /// Run the `poststop` hooks of an ended container of libcontainer's. Its own way to them is by the
+    /// removal of cgroups, which are slim's here.
+    Poststop { id: String, bundle: PathBuf },
     /// Become another program.
     Program { argv: Vec<OsString>, env: Vec<String> },
 }
@@ -158,7 +158,7 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
         TaskWork::Exec { pid, process, seccomp, watch } => {
             tenant::run(pid, process, seccomp, watch, report)
         }
-        TaskWork::Delete { root } => delete(root),
+        TaskWork::Poststop { id, bundle } => poststop(&id, &bundle),
         TaskWork::Program { argv, env } => Err(become_program(&argv, &env)),
     }
 }
@@ -236,10 +236,17 @@ fn create(
     Ok(0)
 }
 
-fn delete(root: PathBuf) -> Result<i32, String> {
-    let mut container = Container::load(root).map_err(|error| chain(&error))?;
-    container.delete(false).map_err(|error| chain(&error))?;
-    Ok(0)
+fn poststop(id: &str, bundle: &Path) -> Result<i32, String> {
+    let config = config(bundle)?;
+    let state = json!({ "ociVersion": "1.0.2", "id": id, "status": "stopped", "bundle": bundle });
+    let hooks = config.pointer("/hooks/poststop");
+    hooks.map_or(Ok(()), |hooks| wrapper::run_all(hooks, &state, &[])).map(|()| 0)
+}
+
+fn config(bundle: &Path) -> Result<Value, String> {
+    let text =
+        std::fs::read(bundle.join("config.json")).map_err(|e| format!("config.json: {e}"))?;
+    serde_json::from_slice(&text).map_err(|e| format!("config.json: {e}"))
 }
 
 /// Lets the container use the devices that its configuration names. libcontainer, as built here, does
@@ -251,9 +258,7 @@ fn confine_devices(bundle: &Path) -> Result<(), String> {
     let Some(root) = hierarchies.unified.as_ref().filter(|_| hierarchies.is_pure()) else {
         return Ok(());
     };
-    let path = bundle.join("config.json");
-    let text = std::fs::read(&path).map_err(|error| told("config.json", &error))?;
-    let config: Value = serde_json::from_slice(&text).map_err(|e| told("config.json", &e))?;
+    let config = config(bundle)?;
     let group = config.pointer("/linux/cgroupsPath").and_then(Value::as_str).unwrap_or_default();
     let rules = config.pointer("/linux/resources/devices").and_then(Value::as_array);
     let rules: Vec<DeviceRule> = rules.into_iter().flatten().map(device_rule).collect();
@@ -308,7 +313,7 @@ impl Executor for Exec {
         let confined = match &self.confine {
             Some(confine) => tenant::confine_init(confine, process, &self.report).and_then(|()| {
                 let hooks = confine.hooks.as_ref();
-                hooks.map_or(Ok(()), |hooks| wrapper::run_inside(hooks, &self.told, &env))
+                hooks.map_or(Ok(()), |hooks| wrapper::run_all(hooks, &self.told, &env))
             }),
             None => Ok(()),
         };

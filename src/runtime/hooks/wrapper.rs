@@ -156,9 +156,9 @@ fn report(task: Task, code: i32, why: String) -> i32 {
     code
 }
 
-/// Runs the `startContainer` hooks of a container whose filters slim itself has loaded, as its init.
-/// `env` is what a hook has that names none.
-pub(in crate::runtime) fn run_inside(
+/// Runs the hooks of a stage in the runtime's stead: `startContainer` under filters that slim itself has
+/// loaded, and `poststop`. `env` is what a hook has that names none.
+pub(in crate::runtime) fn run_all(
     hooks: &Value,
     state: &Value,
     env: &[String],
@@ -169,7 +169,7 @@ pub(in crate::runtime) fn run_inside(
         let (path, timeout) = (hook.path.clone(), seconds(&hook));
         let env: Vec<OsString> =
             hook.env.as_deref().unwrap_or(env).iter().map(OsString::from).collect();
-        let failed = |why: String| format!("the startContainer hook {path}: {why}");
+        let failed = |why: String| format!("the hook {path}: {why}");
         let told = |error: io::Error| failed(error.to_string());
         let (input, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| told(e.into()))?;
         // what it says is none of the container's output
