@@ -136,6 +136,8 @@ fn word(bytes: &[u8]) -> u64 {
 pub struct Status {
     pub pid: u32,
     pub uid: u32,
+    /// It is the first process of its pid namespace.
+    pub init: bool,
 }
 
 /// Reads `/proc/TID/status`.
@@ -145,7 +147,9 @@ pub fn status(tid: u32) -> Option<Status> {
         let value = text.lines().find_map(|line| line.strip_prefix(name))?;
         value.split_whitespace().next()?.parse().ok()
     };
-    Some(Status { pid: field("Tgid:")?, uid: field("Uid:")? })
+    let innermost = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let init = innermost.is_some_and(|pids| pids.split_whitespace().last() == Some("1"));
+    Some(Status { pid: field("Tgid:")?, uid: field("Uid:")?, init })
 }
 
 /// A link in /proc, as bytes; without the mark of a removed file.
