@@ -81,6 +81,18 @@ pub(super) struct RunArgs {
     /// no-new-privileges, seccomp=unconfined, seccomp=FILE
     #[arg(long, value_name = "OPT", help_heading = CONTAINER)]
     security_opt: Vec<String>,
+    /// Annotate the container; conditions of hooks may ask for it
+    #[arg(long, value_name = "KEY=VALUE", help_heading = CONTAINER)]
+    annotation: Vec<String>,
+    /// Give it a device of the host: a node, or a CDI device by name with its mounts and hooks
+    #[arg(long, value_name = "HOST[:CONTAINER[:rwm]]|VENDOR/CLASS=NAME", help_heading = CONTAINER)]
+    device: Vec<String>,
+    /// Look for CDI specifications here instead of in /etc/cdi and /var/run/cdi
+    #[arg(long, value_name = "DIR", help_heading = CONTAINER)]
+    cdi_spec_dir: Vec<PathBuf>,
+    /// Run the OCI hooks that this folder defines, oci-hooks(5), on this host; none unless given
+    #[arg(long, value_name = "DIR", help_heading = CONTAINER)]
+    hooks_dir: Vec<PathBuf>,
     /// Signal that stops the container
     #[arg(long, value_name = "SIGNAL", help_heading = CONTAINER)]
     stop_signal: Option<String>,
@@ -200,6 +212,10 @@ impl RunArgs {
             security_opt: self.security_opt,
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
+            annotations: self.annotation,
+            hooks_dirs: self.hooks_dir,
+            devices: self.device,
+            cdi_spec_dirs: self.cdi_spec_dir,
         })
     }
 }

@@ -194,8 +194,8 @@ pub enum Phase {
     Health,
     Stop,
     Restart,
-    /// An OCI hook's work before the entrypoint's exec: a reason to keep, unlike the runtime's. A
-    /// GPU toolkit's `ldconfig` is one.
+    /// An OCI hook's work: a reason to keep, unlike the runtime's. A GPU toolkit's `ldconfig` is one. What
+    /// a hook outside of the container calls has [`Self::Runtime`], since no filter binds it.
     Hook,
 }
 

@@ -138,12 +138,22 @@ impl<'a> Play<'a> {
                 self.failure.is_none()
             }
             Readiness::Ended(ended) => {
-                if !self.entered() || given || exposed {
-                    self.fail(PipelineError::Container(format!(
-                        "the container ended before it was ready ({}); its output is in \
-                         container.log",
-                        ended_text(ended)
-                    )));
+                let entered = self.entered();
+                if !entered || given || exposed {
+                    let how = ended_text(ended);
+                    let hooks = if entered { Vec::new() } else { self.pod.hooks_inside() };
+                    self.fail(PipelineError::Container(match hooks.as_slice() {
+                        [] => format!(
+                            "the container ended before it was ready ({how}); its output is in \
+                             container.log"
+                        ),
+                        hooks => format!(
+                            "the container ended ({how}) before its entrypoint was executed: its \
+                             startContainer hook ({}), a program of the image, failed or is not \
+                             there; see container.log, or leave its definition out",
+                            hooks.join(", ")
+                        ),
+                    }));
                 }
                 self.failure.is_none()
             }
@@ -252,6 +262,11 @@ impl<'a> Play<'a> {
         let dockers = options.cap_add.is_empty() && options.cap_drop.is_empty();
         if let (false, Ok(caps)) = (dockers, runtime::capabilities(options)) {
             extra.insert("capabilities".to_owned(), caps.into());
+        }
+        if let Ok(hooks) = runtime::hooks(options)
+            && !hooks.is_empty()
+        {
+            extra.insert("hooks".to_owned(), hooks.into());
         }
         if let Some(workdir) = &options.workdir {
             extra.insert("workdir".to_owned(), workdir.as_str().into());

@@ -206,6 +206,7 @@ fn role(work: Work) -> Role {
         Work::Exec => Role::Fixed(Phase::Exec),
         Work::Run => Role::Fixed(Phase::Run),
         Work::Health => Role::Fixed(Phase::Health),
+        Work::Hook => Role::Hook,
         Work::Unrecorded => Role::Unrecorded,
     }
 }

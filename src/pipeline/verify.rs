@@ -1,6 +1,6 @@
 //! Verification: the slim image against the original, path by path, then at work under its filter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::keep::{self, Finding, verify_dynamic, verify_static};
 use crate::model::{KeepSet, Phase, Profile, Reason, Tree, chain};
 use crate::oci::Image;
 use crate::rootfs::{self, Store};
-use crate::runtime::ScriptEnd;
+use crate::runtime::{self, ScriptEnd};
 use crate::seccomp;
 use crate::source::{self, Access};
 
@@ -235,6 +235,7 @@ pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, Pip
     let scratch = store.new_run()?;
     reporter.step("verifying the slim image");
     let mut verdict = check(&candidate, spec.run.as_ref(), &scratch.path, reporter)?;
+    verdict.warnings.extend(spec.run.as_ref().and_then(|run| other_hooks(&profile, run)));
     let missing = seccomp::missing_calls(&candidate.seccomp, &profile, &policy)?;
     verdict.verified.statically &= missing.is_empty();
     verdict.findings.extend(missing.into_iter().map(|name| Finding {
@@ -244,6 +245,25 @@ pub fn verify(spec: &VerifySpec, reporter: &dyn Reporter) -> Result<Verdict, Pip
         by: None,
     }));
     Ok(verdict)
+}
+
+/// A warning if the image was traced with hooks that this run does not have.
+fn other_hooks(profile: &Profile, run: &RunSpec) -> Option<String> {
+    let names = |hooks: &[Value]| -> BTreeSet<String> {
+        hooks.iter().filter_map(|hook| hook["name"].as_str()).map(str::to_owned).collect()
+    };
+    let here = runtime::hooks(&run.options).map(|hooks| names(&hooks)).unwrap_or_default();
+    let traced = profile.runs.values().filter(|run| run.purpose == "trace");
+    let traced = traced.filter_map(|run| run.extra.get("hooks")?.as_array());
+    let traced: BTreeSet<String> = traced.flat_map(|hooks| names(hooks)).collect();
+    let lacking: Vec<&str> = traced.difference(&here).map(String::as_str).collect();
+    (!lacking.is_empty()).then(|| {
+        format!(
+            "the original was traced with the hooks {}, this run has none of them: give the same \
+             --hooks-dir and --device",
+            lacking.join(", ")
+        )
+    })
 }
 
 fn open_result(folder: &Path) -> Result<Image, PipelineError> {

@@ -83,12 +83,21 @@ pub const ENTERED: u32 = 1;
 pub const BASE_UNKNOWN: u32 = 4;
 pub const ROOT_ON_OVERLAY: u32 = 8;
 pub const EXE_ON_OVERLAY: u32 = 16;
+/// What a relative path starts from is in the overlay; told of hooks, whose root may be the host's.
+pub const BASE_ON_OVERLAY: u32 = 256;
 /// A value stands for all that follow.
 pub const OTHERS: u32 = 64;
 
 /// A string without its NUL.
 pub fn text(piece: &[u8]) -> &[u8] {
     piece.split(|b| *b == 0).next().unwrap_or_default()
+}
+
+/// A path as events carry it: names leaf first, each with a NUL.
+pub fn leaf_first(path: &[u8]) -> Vec<u8> {
+    let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).collect();
+    names.reverse();
+    names.into_iter().flat_map(|name| [name, b"\0"].concat()).collect()
 }
 
 /// A path from the names that the BPF side gathered leaf first; the root for none.

@@ -215,7 +215,12 @@ impl Fold<'_> {
             true => mounts.and_then(|m| m.before(time)),
             false => mounts.and_then(|m| m.at(time)),
         };
-        let table = table.unwrap_or(&self.usual);
+        // A hook in a chroot sees the host's mounts, and none of the overlay's own paths there.
+        let inside = |table: &&MountTable| {
+            used.by.phase() != Phase::Hook
+                || matches!(table.place(&RootPath::root(), &self.overlays), Place::Overlay(_))
+        };
+        let table = table.filter(inside).unwrap_or(&self.usual);
         let mut found = self.tree.resolve(&root, &base, &used.raw, follow)?;
         // once for each mount of the overlay on itself that leads somewhere else
         for _ in 0..4 {

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use super::calls::{changes_mounts, name_of};
 use super::event::{
-    BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, OTHERS, ROOT_ON_OVERLAY, path_of, text,
+    BASE_ON_OVERLAY, BASE_UNKNOWN, ENTERED, EXE_ON_OVERLAY, Event, EventKind, OTHERS,
+    ROOT_ON_OVERLAY, leaf_first, path_of, text,
 };
 use super::mounts::Mounts;
 use super::notes::Notes;
 use crate::model::{FirstUse, Phase, Seen, escape};
 
 /// Phases by the number that the BPF side has for them.
-pub const PHASES: [Phase; 9] = [
+pub const PHASES: [Phase; 10] = [
     Phase::Runtime,
     Phase::Start,
     Phase::Coverage,
@@ -24,7 +25,12 @@ pub const PHASES: [Phase; 9] = [
     Phase::Stop,
     Phase::Restart,
     Phase::Hook,
+    Phase::Hook,
 ];
+/// The number, and role, of an OCI hook in the container, under its filter.
+pub const HOOK: u8 = 8;
+/// The number, and role, of an OCI hook outside of it: no filter binds what it calls.
+pub const HOST_HOOK: u8 = 9;
 /// The BPF side's number for the main container's role.
 pub const MAIN: u8 = 100;
 /// The BPF side's number for what never counts.
@@ -315,6 +321,8 @@ pub struct Gathered {
     pub unattributed: u64,
     /// Mount namespaces to look at, with a process in each.
     pub look_at: Vec<(u32, u32)>,
+    /// Where overlays are mounted in the cell: hooks at the host's root use them by these paths.
+    pub roots: Vec<Vec<u8>>,
 }
 
 impl Gathered {
@@ -332,7 +340,7 @@ impl Gathered {
                 mounts.add(event.time, &event.data[0]);
             }
             EventKind::Call | EventKind::Refused | EventKind::Failed | EventKind::Value => {
-                self.call(&event);
+                self.call(&as_runtime(event));
             }
             EventKind::Path => {
                 let name = name_of(event.arch, event.number);
@@ -345,7 +353,8 @@ impl Gathered {
                 let by = self.by(&event);
                 self.used(path_of(&event.data[3]), How::Map, by);
             }
-            EventKind::Address => self.address(event),
+            EventKind::Address => self.address(as_runtime(event)),
+            EventKind::Capability if event.role == HOST_HOOK => {}
             EventKind::Capability => {
                 let by = self.by(&event);
                 self.capabilities.push((event.value, by));
@@ -507,9 +516,15 @@ impl Gathered {
     }
 
     fn path(&mut self, event: Event) {
-        if event.flags & ROOT_ON_OVERLAY == 0 {
-            return; // a runtime that is still at the host's root
-        }
+        let event = match event.flags & ROOT_ON_OVERLAY {
+            0 if event.role != HOST_HOOK => return, // a runtime that is still at the host's root
+            0 => match from_outside(event, &self.roots) {
+                Some(event) => event,
+                None => return,
+            },
+            _ if event.role == HOST_HOOK => in_a_root(event, &self.roots),
+            _ => event,
+        };
         let raw = text(&event.data[0]);
         if event.flags & BASE_UNKNOWN != 0 {
             self.bases_unknown += u64::from(looked_up(event.result));
@@ -577,7 +592,7 @@ impl Gathered {
         }
         // Opens before the exec that entered the image are the runtime's; the exec itself counts.
         process.entered_in_queue |= exec && process.entered;
-        let counts = process.entered_in_queue;
+        let counts = process.entered_in_queue || process.role == HOST_HOOK;
         if !exec {
             process.executing.clear(); // that exec failed: the runtime goes on
         }
@@ -617,6 +632,51 @@ impl Gathered {
         }
         self.gone = std::mem::take(&mut self.going);
     }
+}
+
+/// What a hook outside of the container calls is no reason to allow anything inside: it counts as the
+/// runtime's.
+fn as_runtime(event: Event) -> Event {
+    let phase = if event.phase == HOST_HOOK { 0 } else { event.phase };
+    Event { phase, ..event }
+}
+
+/// A path that a process at the host's root used, from the root of the overlay that it leads into;
+/// `None` if it leads into none of them (by its text: links on the host's side are not followed).
+fn from_outside(mut event: Event, roots: &[Vec<u8>]) -> Option<Event> {
+    let raw = text(&event.data[0]);
+    let absolute = raw.first() == Some(&b'/');
+    if event.flags & BASE_UNKNOWN != 0 {
+        return Some(event); // anywhere, in an overlay too
+    }
+    if absolute || event.flags & BASE_ON_OVERLAY == 0 {
+        let base = if absolute { Vec::new() } else { path_of(&event.data[1]) };
+        let path = [&base[..], if absolute { b"" } else { b"/" }, raw].concat();
+        event.data[0] = roots.iter().find_map(|root| below(root, &path))?;
+        event.data[1] = Vec::new();
+    }
+    event.data[2] = Vec::new();
+    event.flags |= ROOT_ON_OVERLAY;
+    event.mnt_ns = 0; // the host's mounts say nothing of the overlay's own paths
+    Some(event)
+}
+
+/// A path of a hook that changed its root to an overlay's. Where the backend has that root and the folder
+/// by their paths on the host, they become the overlay's own.
+fn in_a_root(mut event: Event, roots: &[Vec<u8>]) -> Event {
+    for names in &mut event.data[1..3] {
+        let path = path_of(names);
+        if let Some(own) = roots.iter().find_map(|root| below(root, &path)) {
+            *names = leaf_first(&own);
+        }
+    }
+    event
+}
+
+/// The part of `path` below `root`.
+fn below(root: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let rest = path.strip_prefix(root)?;
+    matches!(rest.first(), None | Some(b'/')).then(|| [b"/", rest].concat())
 }
 
 /// A hash that two things never share by chance.

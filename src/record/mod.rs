@@ -22,6 +22,7 @@ mod source;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -36,8 +37,8 @@ use crate::sys::bpf::BpfError;
 use crate::sys::fanotify::Group;
 use bpf::Size;
 use gather::{
-    AddressUse, By, CallUse, FANOTIFY, FileUse, Gathered, How, MAIN, PathUse, UNRECORDED, now,
-    phase_number,
+    AddressUse, By, CallUse, FANOTIFY, FileUse, Gathered, HOST_HOOK, How, MAIN, PathUse,
+    UNRECORDED, now, phase_number,
 };
 use mounts::Mounts;
 use notes::Notes;
@@ -103,6 +104,8 @@ pub enum Role {
     Main,
     /// Always this phase (exec, run, health).
     Fixed(Phase),
+    /// An OCI hook outside of the container: what it uses of the image counts, what it calls does not.
+    Hook,
     /// `slim exec --unrecorded`: seen, never counted.
     Unrecorded,
 }
@@ -112,6 +115,7 @@ impl Role {
     fn number(self) -> u8 {
         match self {
             Self::Main => MAIN,
+            Self::Hook => HOST_HOOK,
             Self::Unrecorded => UNRECORDED,
             Self::Fixed(phase) => phase_number(phase),
         }
@@ -304,6 +308,8 @@ impl Recorder {
         if let Some(group) = &reader.group {
             group.mark_filesystem(root).map_err(fail)?;
         }
+        let outside = reader::without_proc(root).unwrap_or_else(|| root.to_owned());
+        reader.gathered.roots.push(outside.into_os_string().into_vec());
         reader.roots.push(root.to_owned());
         self.shared.control().add_overlay(device)?;
         lock(&self.shared.overlays).push(device);

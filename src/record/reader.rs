@@ -315,7 +315,7 @@ fn strip(name: &[u8], root: &Path) -> Option<Vec<u8>> {
 }
 
 /// `/proc/PID/root/x` is `/x` to that process.
-fn without_proc(root: &Path) -> Option<PathBuf> {
+pub fn without_proc(root: &Path) -> Option<PathBuf> {
     let text = root.to_str()?;
     let (pid, below) = text.strip_prefix("/proc/")?.split_once("/root")?;
     pid.parse::<u32>().ok()?;

@@ -39,22 +39,23 @@ pub(super) fn store(
 pub(super) fn read(stream: &mut LayerStream, entry: &mut Entry) -> Result<(), RootfsError> {
     let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(()) };
     let (mut look, mut spool) = (Look::Small(Vec::new()), None::<File>);
-    let folder = temporary::folder();
+    let error = |what| move |e| RootfsError::io(what, &temporary::folder(), e);
     *content = Some(stream.content(|chunk| {
         look.take(chunk);
         let written = match (&mut look, &mut spool) {
             (_, Some(file)) => file.write_all(chunk),
             (Look::Large(so_far), none) => {
                 let so_far = std::mem::take(so_far);
-                tempfile::tempfile_in(&folder).and_then(|file| none.insert(file).write_all(&so_far))
+                tempfile::tempfile_in(temporary::folder())
+                    .and_then(|file| none.insert(file).write_all(&so_far))
             }
             _ => Ok(()),
         };
-        written.map_err(|e| RootfsError::io("keep a large program in", &folder, e))
+        written.map_err(error("keep a large program in"))
     })?);
     *facts = match spool {
         Some(mut file) => {
-            file.rewind().map_err(|e| RootfsError::io("read a large program in", &folder, e))?;
+            file.rewind().map_err(error("read a large program in"))?;
             inspect::facts_of_program(file).map(Box::new)
         }
         None => look.facts(),

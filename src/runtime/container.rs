@@ -15,9 +15,11 @@ use serde_json::Value;
 use super::cell::CellInner;
 use super::cgroup;
 use super::engine::{self, Engine, Start};
-use super::shim::{CANNOT_CREATE, Confine, Report, Task};
+use super::hooks::Stage;
+use super::hooks::wrapper::{self, Failure};
+use super::shim::{CANNOT_CREATE, Confine, Report, Task, TaskWork};
 use super::spec::{self, SpecInput};
-use super::stdio::{Console, Stdio};
+use super::stdio::{self, Console, Stdio};
 use super::{Ended, PodSpec, RuntimeError, Work};
 use crate::sys::passing;
 
@@ -31,6 +33,8 @@ pub(super) struct Container {
     config: Value,
     starts: AtomicU32,
     running: Mutex<Option<Running>>,
+    /// The start that the runtime has been told to forget.
+    deleted: AtomicU32,
 }
 
 /// A start of a container that went well.
@@ -68,6 +72,7 @@ impl Work {
             Self::Exec => "exec",
             Self::Run => "run",
             Self::Health => "health",
+            Self::Hook => "hook",
             Self::Unrecorded => "unrecorded",
         }
     }
@@ -132,8 +137,8 @@ impl Container {
         // The runtime lives in the cell and reaches the overlay there by its plain path.
         config["root"]["path"] = rootfs.to_string_lossy().into();
         place.engine.adapt(&mut config);
-        let (starts, running) = (AtomicU32::new(0), Mutex::new(None));
-        Ok(Self { work, dir, leaf, cgroups_path, config, starts, running })
+        let (starts, running, deleted) = (AtomicU32::new(0), Mutex::new(None), AtomicU32::new(0));
+        Ok(Self { work, dir, leaf, cgroups_path, config, starts, running, deleted })
     }
 
     pub fn upper(&self) -> PathBuf {
@@ -175,21 +180,15 @@ impl Container {
         };
         let confine = self.write_config(place, &start, number)?;
         stdio.give_to(self.uid());
-        let mut cgroups: Vec<PathBuf> = self.leaf.clone().into_iter().collect();
-        if let (Some(leaf), true) = (&self.leaf, place.cell.hierarchies.is_pure()) {
-            // A cgroup with processes of its own cannot hand controllers down to the container's.
-            cgroups.push(leaf.join("runtime"));
-        }
-        let hide = place.engine.hide(&place.cell.hierarchies);
-        let task = Task { cgroups, hide, work: place.engine.create(&start, confine) };
+        let task = self.task(place, place.engine.create(&start, confine));
         let since = Instant::now();
         let outcome = launch(place, self.work, self.leaf.as_deref(), &task, stdio)?;
         let pid = match (outcome.pid, outcome.refused) {
-            (_, Some(refused)) => return Ok(Err(refused)),
+            (_, Some(refused)) => return self.refused(refused),
             (Some(pid), None) => pid,
             (None, None) => match runtime_started(place, &start, outcome.shim, since) {
                 Ok(pid) => pid,
-                Err(refused) => return Ok(Err(refused)),
+                Err(refused) => return self.refused(refused),
             },
         };
         let master = console.map(Console::receive).transpose();
@@ -200,6 +199,77 @@ impl Container {
             source,
         })?;
         Ok(Ok(master))
+    }
+
+    /// Work of the runtime for this container.
+    fn task(&self, place: &Place<'_>, work: TaskWork) -> Task {
+        let mut cgroups: Vec<PathBuf> = self.leaf.clone().into_iter().collect();
+        if let (Some(leaf), true) = (&self.leaf, place.cell.hierarchies.is_pure()) {
+            // A cgroup with processes of its own cannot hand controllers down to the container's.
+            cgroups.push(leaf.join("runtime"));
+        }
+        Task { cgroups, hide: place.engine.hide(&place.cell.hierarchies), work }
+    }
+
+    /// A start that the runtime refused; an error if that was for a hook.
+    fn refused<T>(&self, refused: Refused) -> Result<Result<T, Refused>, RuntimeError> {
+        if let Some(failure) = wrapper::failures(&self.report()).into_iter().next() {
+            return Err(failure.error());
+        }
+        let inside = self.hooks_inside();
+        if !inside.is_empty() && refused.why.contains("hook") {
+            return Err(RuntimeError::Host {
+                what: format!("a startContainer hook ({})", inside.join(", ")),
+                why: refused.why,
+                way_out:
+                    "such a hook is a program of the image: it has to be there, and to succeed"
+                        .into(),
+            });
+        }
+        Ok(Err(refused))
+    }
+
+    /// The programs of its `startContainer` hooks.
+    pub fn hooks_inside(&self) -> Vec<String> {
+        wrapper::programs(&self.config, Stage::StartContainer)
+    }
+
+    /// Where hooks tell of their failures.
+    fn report(&self) -> PathBuf {
+        self.dir.join("hooks").join("report")
+    }
+
+    /// Failures of hooks that were no failure of the container.
+    pub fn hook_warnings(&self) -> Vec<String> {
+        wrapper::failures(&self.report()).iter().map(Failure::warning).collect()
+    }
+
+    /// Once it has ended, has the runtime forget it, if only for its `poststop` hooks: else that needs
+    /// no runtime.
+    ///
+    /// # Errors
+    /// What the runtime said.
+    pub fn delete(&self, place: &Place<'_>) -> Result<(), String> {
+        let Some(running) = self.running() else { return Ok(()) };
+        let number = self.starts.load(Ordering::Relaxed);
+        if wrapper::programs(&self.config, Stage::Poststop).is_empty()
+            || self.ended(place.cell).is_none()
+            || self.deleted.swap(number, Ordering::Relaxed) == number
+        {
+            return Ok(());
+        }
+        let task = self.task(place, place.engine.delete(&running.start));
+        let null = || stdio::null().map_err(|error| error.to_string());
+        let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()? };
+        let since = Instant::now();
+        let outcome = launch(place, self.work, self.leaf.as_deref(), &task, &stdio);
+        let outcome = outcome.map_err(|error| crate::model::chain(&error))?;
+        let ended = place.cell.wait(outcome.shim, since, None, &|| false);
+        match (outcome.refused, ended) {
+            (Some(refused), _) => Err(refused.why),
+            (None, Some(Ended::Exited(0))) => Ok(()),
+            (None, ended) => Err(format!("{} ended with {ended:?}", place.engine.version)),
+        }
     }
 
     fn name(&self) -> String {
@@ -224,6 +294,9 @@ impl Container {
                 },
             };
         }
+        let socket = place.seccomp_socket;
+        let folder = self.dir.join("hooks");
+        wrapper::wrap(&mut config, &folder, &self.report(), (place.spec.watch, socket))?;
         let path = start.bundle.join("config.json");
         fs::write(&path, config.to_string()).map_err(io_error("write", &path))?;
         Ok(confine)
@@ -306,12 +379,17 @@ impl Container {
         cgroups
     }
 
-    /// Kills what is left of it and takes its overlay away; the upper directory stays.
-    pub fn dismantle(&self, cell: &CellInner) {
+    /// Ends it if it still runs.
+    pub fn kill(&self, cell: &CellInner) {
         if let (Some(pid), None) = (self.pid(), self.ended(cell)) {
             let _ = cell.kill(pid, libc::SIGKILL);
             self.wait(cell, Some(Instant::now() + Duration::from_secs(5)), &|| false);
         }
+    }
+
+    /// Kills what is left of it and takes its overlay away; the upper directory stays.
+    pub fn dismantle(&self, cell: &CellInner) {
+        self.kill(cell);
         if let Some(leaf) = &self.leaf {
             cgroup::kill_all(leaf);
         }

@@ -115,7 +115,8 @@ impl Engine {
         };
         // who is notified of every call answers for the container's filter too, see seccomp::Judge
         let seccomp = take("linux", "seccomp").filter(|_| !watch.is_all());
-        Some(Confine { watch, seccomp, capabilities: take("process", "capabilities") })
+        let capabilities = take("process", "capabilities");
+        Some(Confine { watch, seccomp, capabilities, hooks: take("hooks", "startContainer") })
     }
 
     /// The cgroup of a container of a user who has none. Without a path runc and crun make do; the
@@ -148,6 +149,16 @@ impl Engine {
             argv.extend(["--console-socket".into(), console.into()]);
         }
         argv.push(start.id.clone().into());
+        TaskWork::Program { argv, env: vec![PATH.to_owned()] }
+    }
+
+    /// Takes an ended container out of the runtime's books, which runs its `poststop` hooks.
+    pub fn delete(&self, start: &Start) -> TaskWork {
+        if self.is_embedded() {
+            return TaskWork::Poststop { id: start.id.clone(), bundle: start.bundle.clone() };
+        }
+        let mut argv = self.global(start, &start.bundle.join(format!("{}.end.log", start.id)));
+        argv.extend(["delete".into(), start.id.clone().into()]);
         TaskWork::Program { argv, env: vec![PATH.to_owned()] }
     }
 

@@ -3,7 +3,8 @@
 //!
 //! They are taken out of its configuration and made by a hook of slim's own, at the point where
 //! libcontainer is done with its part of the root and has not yet moved into it. All but `/dev`: in it
-//! libcontainer makes its devices, so it has to be there before.
+//! libcontainer makes its devices, so it has to be there before. Hooks of the user's that come earlier
+//! (`prestart`, `createRuntime`) therefore see the root without the rest.
 
 use std::ffi::OsString;
 use std::fs;
@@ -64,7 +65,9 @@ pub(super) fn take_over(bundle: &Path) -> Result<(), String> {
     let _ = fs::remove_file(&why); // an earlier start's
     let job = serde_json::to_string(&Job { root, mounts, why }).map_err(|error| told(&error))?;
     let hook = json!({ "path": "/proc/self/exe", "args": ["slim-mounts", HIDDEN, job] });
-    config["hooks"] = json!({ "createContainer": [hook] });
+    // before those of the user, which may look at what is mounted
+    let of_user = config.pointer("/hooks/createContainer").and_then(Value::as_array).cloned();
+    config["hooks"]["createContainer"] = [vec![hook], of_user.unwrap_or_default()].concat().into();
     fs::write(&path, config.to_string()).map_err(|error| told(&error))
 }
 

@@ -1,9 +1,10 @@
 //! The socket where runc and crun hand over seccomp listeners (`linux.seccomp.listenerPath` of the
-//! runtime specification: a `ContainerProcessState` with the descriptor beside it).
+//! runtime specification: a `ContainerProcessState` with the descriptor beside it), and slim's own hooks
+//! theirs.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Observer;
+use super::hooks::wrapper::MESSAGE;
+use super::{Observer, Work};
 use crate::sys::{passing, process};
 
 /// The listening end, in a thread of its own until dropped.
@@ -36,20 +38,14 @@ impl Doorman {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, cgroup) = (Arc::clone(&stop), cgroup.map(Path::to_owned));
         let thread = std::thread::Builder::new().name("seccomp".into()).spawn(move || {
-            while !stopped.load(Ordering::SeqCst) {
-                let mut fds = [PollFd::new(&socket, PollFlags::IN)];
-                let patience = Timespec::try_from(Duration::from_millis(100)).ok();
-                if !poll(&mut fds, patience.as_ref()).is_ok_and(|count| count > 0) {
-                    continue;
+            // crun connects long before it has a listener to hand over; a hook in between has one at once
+            std::thread::scope(|scope| {
+                while readable(&socket, &stopped) {
+                    let Ok((peer, _)) = socket.accept() else { continue };
+                    let (stopped, cgroup, observer) = (&stopped, cgroup.as_deref(), &*observer);
+                    scope.spawn(move || greet(&peer, stopped, cgroup, observer));
                 }
-                let taken = socket
-                    .accept()
-                    .and_then(|(peer, _)| take(&peer, cgroup.as_deref(), &*observer));
-                if let Err(error) = taken {
-                    observer.lost_listener();
-                    tracing::warn!(%error, "a seccomp listener could not be taken over");
-                }
-            }
+            });
         })?;
         Ok(Self { path, stop, thread: Some(thread) })
     }
@@ -69,13 +65,36 @@ impl Drop for Doorman {
     }
 }
 
+/// Waits until there is something to read; false if it is to stop first.
+fn readable(socket: &impl AsFd, stopped: &AtomicBool) -> bool {
+    while !stopped.load(Ordering::SeqCst) {
+        let mut fds = [PollFd::new(socket, PollFlags::IN)];
+        let patience = Timespec::try_from(Duration::from_millis(100)).ok();
+        if poll(&mut fds, patience.as_ref()).is_ok_and(|count| count > 0) {
+            return true;
+        }
+    }
+    false
+}
+
+fn greet(peer: &UnixStream, stopped: &AtomicBool, cgroup: Option<&Path>, observer: &dyn Observer) {
+    if !readable(peer, stopped) {
+        return;
+    }
+    if let Err(error) = take(peer, cgroup, observer) {
+        observer.lost_listener();
+        tracing::warn!(%error, "a seccomp listener could not be taken over");
+    }
+}
+
 fn take(peer: &UnixStream, cgroup: Option<&Path>, observer: &dyn Observer) -> io::Result<()> {
     let credentials = rustix::net::sockopt::socket_peercred(peer)?;
     // a runtime that is gone already leaves it to the recorder to find out from the first call
     let leaf = cgroup.and_then(|run| leaf_of(credentials.pid.as_raw_nonzero().get(), run));
-    let (_, fds) = passing::receive(peer)?.unwrap_or_default();
+    let (text, fds) = passing::receive(peer)?.unwrap_or_default();
     let listener: OwnedFd = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
-    observer.listener(None, leaf.as_deref(), listener).map_err(io::Error::other)
+    let work = (text == MESSAGE).then_some(Work::Hook);
+    observer.listener(work, leaf.as_deref(), listener).map_err(io::Error::other)
 }
 
 /// The leaf below `cgroup` in which a process is, by /proc.

@@ -17,6 +17,7 @@ use crate::model::ImageConfig;
 use crate::seccomp::Watch;
 use crate::sys::signals;
 
+mod cdi;
 mod cell;
 mod cgroup;
 mod container;
@@ -24,6 +25,7 @@ mod control;
 mod engine;
 mod hand;
 mod helper;
+mod hooks;
 mod listener;
 mod pod;
 mod probe;
@@ -134,6 +136,14 @@ pub struct RunOptions {
     pub stop_signal: Option<String>,
     /// Seconds until SIGKILL; Docker's default is 10.
     pub stop_timeout: Option<u64>,
+    /// `KEY=VALUE`, of the runtime configuration.
+    pub annotations: Vec<String>,
+    /// Folders with definitions of OCI hooks, oci-hooks(5); the later one wins.
+    pub hooks_dirs: Vec<PathBuf>,
+    /// `--device`: `HOST[:CONTAINER[:rwm]]`, or the name of a CDI device, `VENDOR/CLASS=NAME`.
+    pub devices: Vec<String>,
+    /// Folders with CDI specifications instead of the usual ones; the later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// Called by the runtime when something new is about to be used, before anything runs there.
@@ -164,6 +174,8 @@ pub enum Work {
     Exec,
     Run,
     Health,
+    /// An OCI hook outside of the container, whose leaf is that of the container.
+    Hook,
     Unrecorded,
 }
 
@@ -230,6 +242,14 @@ pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     spec::mount_points(options)
 }
 
+/// The hooks that the options name, by a folder or by a CDI device: file name, digest and stages of each
+/// definition.
+pub fn hooks(options: &RunOptions) -> Result<Vec<serde_json::Value>, RuntimeError> {
+    let mut all = hooks::told(&hooks::read(&options.hooks_dirs)?);
+    all.extend(spec::hooks_of_devices(options)?);
+    Ok(all)
+}
+
 /// True if slim runs as an ordinary user, in a user namespace of its own.
 pub fn in_user_namespace() -> bool {
     rootless::outside().is_some()
@@ -238,11 +258,15 @@ pub fn in_user_namespace() -> bool {
 /// Early check of what an image has no say in, so that a typo costs no unpacking.
 ///
 /// # Errors
-/// For a stop signal that is none, and for limits without the right to make cgroups.
+/// For a stop signal that is none, for hooks that are none, and for limits without the right to make
+/// cgroups.
 pub fn check_options(options: &RunOptions) -> Result<(), RuntimeError> {
     if crate::sys::userns::inside() {
         spec::refuse_limits(options)?;
     }
+    hooks::read(&options.hooks_dirs)?;
+    spec::annotations(options)?;
+    spec::check_devices(options)?;
     match options.stop_signal.as_deref() {
         Some(name) if spec::signal_number(name).is_none() => Err(RuntimeError::Option {
             option: "--stop-signal".into(),
@@ -304,6 +328,7 @@ pub fn run_hidden(args: &[OsString]) {
             }
         }
         [hand::HIDDEN, _] => hand::main(&args[1]),
+        [hooks::wrapper::HIDDEN, file] => hooks::wrapper::main(Path::new(file)),
         [control::HIDDEN_EXEC, id, "--", ..] => client(exec_client(id, false, &args[3..])),
         [control::HIDDEN_RUN, id, "--", ..] => client(run_client(id, &args[3..])),
         _ => {}

@@ -54,7 +54,7 @@ pub(super) struct PodInner {
     /// Set when the pod goes: fresh containers that still run are killed.
     leaving: AtomicBool,
     warnings: Mutex<Vec<String>>,
-    /// For runc and crun, where calls are to be notified.
+    /// For runc, crun and hooks, where calls are to be notified.
     doorman: Option<Doorman>,
 }
 
@@ -185,6 +185,7 @@ impl Pod {
         if inner.main.pid().is_some() && inner.main.ended(&inner.cell).is_none() {
             return Ok(());
         }
+        inner.poststop(&inner.main, &inner.place());
         inner.log.settle(Duration::from_secs(1));
         let io = |source| RuntimeError::Io { what: "standard streams".into(), source };
         let console = if inner.main.wants_terminal() { Some(inner.console()?) } else { None };
@@ -200,6 +201,7 @@ impl Pod {
             Err(refused) => return Err(start_error(refused)),
         };
         drop(stdio);
+        lock(&inner.warnings).extend(inner.main.hook_warnings());
         if let Some(master) = master {
             let reader = master.try_clone().map_err(io)?;
             *lock(&inner.stdin) = Some(master);
@@ -386,6 +388,11 @@ impl Pod {
         lock(&self.inner.uppers).clone()
     }
 
+    /// The programs of the image that the runtime runs before the entrypoint (`startContainer`).
+    pub fn hooks_inside(&self) -> Vec<String> {
+        self.inner.main.hooks_inside()
+    }
+
     /// True if the container tried to reach the outside and could not (published and private).
     pub fn outside_tried(&self) -> bool {
         self.inner.net.pod.as_ref().is_some_and(PodNet::outside_tried)
@@ -395,6 +402,8 @@ impl Pod {
     pub fn destroy(self) {
         let calls = self.server.stop();
         self.inner.leaving.store(true, Ordering::SeqCst);
+        self.inner.main.kill(&self.inner.cell);
+        self.inner.poststop(&self.inner.main, &self.inner.place());
         self.inner.main.dismantle(&self.inner.cell);
         self.inner.net.unbind(&self.inner.cell);
         // An exec ended with its container, a fresh container is being killed: short waits. A call
@@ -418,13 +427,15 @@ fn place<'a>(
     Place { cell, spec, engine, netns, address, gateway, hostname, seccomp_socket: None }
 }
 
-/// runc and crun hand over the listeners of notifying filters at a socket.
+/// runc and crun hand over the listeners of notifying filters at a socket, and so do hooks.
 fn doorman(
     cell: &CellInner,
     spec: &PodSpec,
     engine: &Engine,
 ) -> Result<Option<Doorman>, RuntimeError> {
-    if spec.watch == Watch::Nothing || engine.is_embedded() {
+    let options = &spec.options;
+    let hooks = !options.hooks_dirs.is_empty() || !options.devices.is_empty();
+    if spec.watch == Watch::Nothing || (engine.is_embedded() && !hooks) {
         return Ok(None);
     }
     let path = control::socket_dir()?.join(format!("{}.seccomp", spec.id));
@@ -541,9 +552,20 @@ impl PodInner {
                 None => self.end(&container),
             })
         });
+        lock(&self.warnings).extend(container.hook_warnings());
+        self.poststop(&container, &place);
         container.dismantle(&self.cell);
         net.unbind(&self.cell);
         result
+    }
+
+    /// Runs the `poststop` hooks of a container that has ended. The specification lets their failure
+    /// be no failure.
+    fn poststop(&self, container: &Container, place: &Place<'_>) {
+        if let Err(why) = container.delete(place) {
+            lock(&self.warnings).push(format!("poststop hooks were not run: {why}"));
+        }
+        lock(&self.warnings).extend(container.hook_warnings());
     }
 
     /// The command of a container that is given none.

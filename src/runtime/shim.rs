@@ -21,9 +21,10 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cgroup::Hierarchies;
+use super::hooks::wrapper;
 use super::{hand, tenant};
 use crate::model::chain;
 use crate::seccomp::Watch;
@@ -52,6 +53,9 @@ pub(super) enum TaskWork {
     },
     /// Run a process (of the runtime configuration) in the container whose init is `pid`.
     Exec { pid: i32, process: Value, seccomp: Option<Value>, watch: Watch },
+    /// Run the `poststop` hooks of an ended container of libcontainer's. Its own way to them is by the
+    /// removal of cgroups, which are slim's here.
+    Poststop { id: String, bundle: PathBuf },
     /// Become another program.
     Program { argv: Vec<OsString>, env: Vec<String> },
 }
@@ -63,6 +67,8 @@ pub(super) struct Confine {
     pub watch: Watch,
     pub seccomp: Option<Value>,
     pub capabilities: Option<Value>,
+    /// `startContainer` hooks, which are to run under the filters.
+    pub hooks: Option<Value>,
 }
 
 /// What a shim reports, a message of JSON each. The end of the report says that the program runs.
@@ -151,12 +157,16 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     }
     match task.work {
         TaskWork::Create { id, bundle, state, console, confine } => {
-            let executor = Exec { report: report.clone(), home: Rc::default(), confine };
+            let told = json!({
+                "ociVersion": "1.0.2", "id": id, "status": "created", "pid": 1, "bundle": bundle,
+            });
+            let executor = Exec { report: report.clone(), home: Rc::default(), confine, told };
             create(&id, &bundle, &state, console.as_deref(), executor)
         }
         TaskWork::Exec { pid, process, seccomp, watch } => {
             tenant::run(pid, process, seccomp, watch, report)
         }
+        TaskWork::Poststop { id, bundle } => poststop(&id, &bundle),
         TaskWork::Program { argv, env } => Err(become_program(&argv, &env)),
     }
 }
@@ -239,6 +249,19 @@ fn create(
     started.map(|()| 0)
 }
 
+fn poststop(id: &str, bundle: &Path) -> Result<i32, String> {
+    let config = config(bundle)?;
+    let state = json!({ "ociVersion": "1.0.2", "id": id, "status": "stopped", "bundle": bundle });
+    let hooks = config.pointer("/hooks/poststop");
+    hooks.map_or(Ok(()), |hooks| wrapper::run_all(hooks, &state, &[])).map(|()| 0)
+}
+
+fn config(bundle: &Path) -> Result<Value, String> {
+    let text =
+        std::fs::read(bundle.join("config.json")).map_err(|e| format!("config.json: {e}"))?;
+    serde_json::from_slice(&text).map_err(|e| format!("config.json: {e}"))
+}
+
 /// Lets the container use the devices that its configuration names. libcontainer, as built here, does
 /// that by the controller of cgroup v1 only. Nobody has this right in a user namespace, where the
 /// kernel lets no device node be made either.
@@ -248,9 +271,7 @@ fn confine_devices(bundle: &Path) -> Result<(), String> {
     let Some(root) = hierarchies.unified.as_ref().filter(|_| hierarchies.is_pure()) else {
         return Ok(());
     };
-    let path = bundle.join("config.json");
-    let text = std::fs::read(&path).map_err(|error| told("config.json", &error))?;
-    let config: Value = serde_json::from_slice(&text).map_err(|e| told("config.json", &e))?;
+    let config = config(bundle)?;
     let group = config.pointer("/linux/cgroupsPath").and_then(Value::as_str).unwrap_or_default();
     let rules = config.pointer("/linux/resources/devices").and_then(Value::as_array);
     let rules: Vec<DeviceRule> = rules.into_iter().flatten().map(device_rule).collect();
@@ -290,6 +311,8 @@ struct Exec {
     /// HOME as libcontainer found it in the container's passwd file.
     home: Rc<RefCell<Option<String>>>,
     confine: Option<Confine>,
+    /// The container's state, for hooks.
+    told: Value,
 }
 
 impl Executor for Exec {
@@ -301,7 +324,10 @@ impl Executor for Exec {
             env.extend(self.home.borrow().as_ref().map(|home| format!("HOME={home}")));
         }
         let confined = match &self.confine {
-            Some(confine) => tenant::confine_init(confine, process, &self.report),
+            Some(confine) => tenant::confine_init(confine, process, &self.report).and_then(|()| {
+                let hooks = confine.hooks.as_ref();
+                hooks.map_or(Ok(()), |hooks| wrapper::run_all(hooks, &self.told, &env))
+            }),
             None => Ok(()),
         };
         let (code, why) = match confined {

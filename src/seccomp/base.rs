@@ -79,6 +79,14 @@ pub static BASE: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     owners.into_iter().map(|(call, sets)| (call, label(sets))).collect()
 });
 
+/// What a runtime calls beside to run a `startContainer` hook under the filter.
+pub static HOOKS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+    let set: BaseSet = serde_json::from_str(include_str!("../../profiles/base-hooks.json"))
+        .expect("the base sets in profiles were checked by a test");
+    let label = format!("base set: {} {}", set.runtime, set.version);
+    set.calls.into_iter().map(|call| (call, label.clone())).collect()
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +107,7 @@ mod tests {
     #[test]
     fn base_sets_name_calls_that_exist_and_stay_small() {
         assert!(BASE["execve"].contains("crun 1.8.1") && BASE["execve"].contains("runc 1.1.5"));
-        for name in BASE.keys() {
+        for name in BASE.keys().chain(HOOKS.keys()) {
             assert!(Arch::X86_64.call_number(name).is_some(), "{name}");
         }
         // The bound is the ground truth's names and 90 more.

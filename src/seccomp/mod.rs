@@ -72,6 +72,10 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         .filter(|(name, _)| native.call_number(name).is_some())
         .map(|(name, label)| (name.clone(), label.clone()))
         .collect();
+    if runs_hooks_inside(profile) {
+        let known = |(name, _): &(&String, &String)| native.call_number(name).is_some();
+        why.extend(base::HOOKS.iter().filter(known).map(|(name, why)| (name.clone(), why.clone())));
+    }
     why.extend(base::timing(&recorded));
     why.extend(compat.iter().flat_map(|(_, names)| base::timing(names)));
     let label = |name: String, why: &str| (name, why.to_owned());
@@ -157,6 +161,14 @@ fn recorded(profile: &Profile, arch: Arch) -> BTreeSet<String> {
         .filter(|(name, all)| arch.call_number(name).is_some() && all.values().any(made))
         .map(|(name, _)| name.clone())
         .collect()
+}
+
+/// Whether a traced run had a hook that its runtime starts under the container's filter.
+fn runs_hooks_inside(profile: &Profile) -> bool {
+    let traced = profile.runs.values().filter(|run| run.purpose != "verify");
+    let hooks = traced.filter_map(|run| run.extra.get("hooks")?.as_array()).flatten();
+    let mut stages = hooks.filter_map(|hook| hook.get("stages")?.as_array()).flatten();
+    stages.any(|stage| stage == "startContainer")
 }
 
 fn granted(profile: &Profile, default: &[String]) -> Vec<String> {

@@ -8,6 +8,7 @@ mod deliver;
 mod doctor;
 mod drawn;
 mod engines;
+mod hooks;
 mod hostile;
 mod images;
 mod images_corpus;

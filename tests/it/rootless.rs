@@ -540,3 +540,58 @@ fn the_images_of_a_users_podman_are_found_and_the_same() {
         done(podman(&["system", "migrate"]));
     }
 }
+
+/// Hooks are run by a user's slim too, with the user's rights, and what they use is kept.
+#[test]
+fn a_user_s_hooks_find_their_files_in_the_slim_image() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let user = User::new(true);
+    let number = std::process::id();
+    let known = "state=$(cat)\n\
+        bundle=$(sed -n 's/.*\"bundle\" *: *\"\\([^\"]*\\)\".*/\\1/p' <<<\"$state\")\n\
+        root=$(sed -n 's/.*\"root\":{\"path\":\"\\([^\"]*\\)\".*/\\1/p' <\"$bundle/config.json\")\n\
+        [ -n \"$root\" ]\n";
+    let hooks = [
+        ("prestart", "cat $root$file"),
+        ("createRuntime", "chroot $root /bin/busybox stat $file"),
+        ("createContainer", "test -e $root$file"),
+        ("startContainer", ""),
+        ("poststop", "cat $root$file"),
+    ];
+    let file = |stage: &str| format!("/srv/{stage}-{number}");
+    let mut layer = LayerFixture::default();
+    std::fs::create_dir(user.path("hooks.d")).unwrap();
+    for (stage, text) in hooks {
+        layer = layer.file(&file(stage)[1..], "data only\n");
+        let path = script(
+            user.home.path(),
+            stage,
+            &format!("{known}{}", text.replace("$file", &file(stage))),
+        );
+        let hook = match text {
+            "" => json!({ "path": "/bin/busybox", "args": ["busybox", "stat", file(stage)] }),
+            _ => json!({ "path": path, "args": [stage], "env": ["PATH=/usr/sbin:/usr/bin:/bin"] }),
+        };
+        let all = json!({ "version": "1.0.0", "hook": hook, "when": { "always": true }, "stages": [stage] });
+        std::fs::write(user.path("hooks.d").join(format!("{stage}.json")), all.to_string())
+            .unwrap();
+    }
+    image(json!({})).layer(layer).write(user.home.path());
+    user.owns(user.home.path());
+    let script = user.script(&format!("{FETCH}fetch | grep hello\n"));
+    let trace = ["trace", "--image", "oci:layout", "-o", "mine", "--hooks-dir", "hooks.d", "--"];
+    let args = [&trace[..], &[script.to_str().unwrap()]].concat();
+    let (code, said) = outcome(&user.slim(&args).output().unwrap());
+    assert_eq!(code, 0, "{said}");
+    let summary = json(&user.path("mine/summary.json"));
+    assert_eq!((&summary["complete"], &summary["recordings"]), (&json!(true), &json!(1)), "{said}");
+    assert_eq!(summary["verified"], json!({ "static": true, "dynamic": true }), "{said}");
+    assert!(!said.contains("hook"), "{said}");
+    let profile = json(&user.path("mine/profile.json"));
+    for (stage, _) in hooks {
+        let access = profile["files"][file(stage)]["access"].to_string();
+        assert!(access.contains("\"phase\":\"hook\""), "{stage}: {access}");
+    }
+}

@@ -3,10 +3,11 @@
 //! Directories and executables come as keys; their names were sent once, before. Mounts come one by
 //! one and leave as the text of a mountinfo file, which is what other backends read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
-use crate::record::event::{Event, EventKind, path_of};
+use crate::record::event::{BASE_ON_OVERLAY, Event, EventKind, ROOT_ON_OVERLAY, path_of};
+use crate::record::gather::HOST_HOOK;
 
 /// Bytes of `struct head`.
 const HEAD: usize = 88;
@@ -15,6 +16,8 @@ const HEAD: usize = 88;
 #[derive(Debug, Default)]
 pub struct Decoder {
     names: HashMap<u64, Vec<u8>>,
+    /// Those of them that are paths in an overlay.
+    inside: HashSet<u64>,
     /// By mount namespace: the lines so far, and how many.
     mounts: HashMap<u32, (Vec<u8>, u64)>,
 }
@@ -46,6 +49,9 @@ impl Decoder {
         let kind = match raw[0] {
             NAME => {
                 self.names.insert(head.value, pieces[0].to_vec());
+                if u32_at(raw, 4)? & ON_OVERLAY != 0 {
+                    self.inside.insert(head.value);
+                }
                 return Some(Decoded::Nothing);
             }
             MOUNT => {
@@ -72,6 +78,13 @@ impl Decoder {
         let keys = [(1, head.base), (2, head.root), (3, head.exe), (6, head.loader)];
         for (place, key) in keys.into_iter().filter(|(_, key)| *key != 0) {
             event.data[place] = self.names.get(&key)?.clone();
+        }
+        if event.role == HOST_HOOK {
+            // it may stand anywhere
+            event.flags &= !ROOT_ON_OVERLAY;
+            let inside = |key| self.inside.contains(&key);
+            event.flags |= if inside(head.root) { ROOT_ON_OVERLAY } else { 0 };
+            event.flags |= if inside(head.base) { BASE_ON_OVERLAY } else { 0 };
         }
         Some(Decoded::Event(Box::new(event)))
     }
@@ -155,6 +168,9 @@ impl Head {
         })
     }
 }
+
+/// Of a name, `enum flags` of the C source.
+const ON_OVERLAY: u32 = 128;
 
 const NAME: u8 = 10;
 const MOUNT: u8 = 15;

@@ -131,7 +131,10 @@ struct socket { short type; struct sock *sk; } CORE;
 #define MAP_ANONYMOUS 0x20
 #define MAIN 100         // role: the main container, in the current phase
 #define UNRECORDED 101   // role: seen, never counted; other roles are phase numbers
-#define HOOK 8           // phase, and role: what an OCI hook does before the entrypoint
+#define RUN 4            // phase, and role: a fresh container
+#define HOOK 8           // phase, and role: what an OCI hook does in the container before the entrypoint
+#define HOST_HOOK 9      // the same of a hook that runs outside of it
+#define HOOK_MARK 0x6b6f6f686d696c73ULL // "slimhook", what slim's own start of such a hook is called
 
 // ---- what the reader sets -------------------------------------------------------------------
 
@@ -193,7 +196,7 @@ struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 32768); __type(ke
 struct thread {
 	u32 tgid;        // in the reader's namespace
 	u32 role;
-	u32 entered;     // runs what the image holds: executed with an overlay as its root
+	u32 entered;     // runs what the image holds, executed with an overlay as its root; or is a hook
 	u32 call;        // 1 + number | arch << 31 of the call it is in, where that is known; or ELSEWHERE
 	u64 root, pwd;   // names of where it stood before a call that moves it
 	u64 mounts;      // key of the mounts that the reader knows it to see
@@ -298,11 +301,11 @@ static __always_inline struct thread *current_thread(void)
 	return thread_of(self()->pid);
 }
 
-// What the reader keeps apart: the runtime's use, the container's, a hook's.
+// What the reader keeps apart: the runtime's use, the container's, a hook's inside and outside.
 static __always_inline u32 class_of(struct thread *t)
 {
 	if (!t->entered) return 0;
-	return t->role == HOOK ? 2 : 1;
+	return t->role == HOOK ? 2 : t->role == HOST_HOOK ? 3 : 1;
 }
 
 static __always_inline u32 phase_of(struct thread *t)
@@ -833,8 +836,8 @@ __noinline int path_used(struct use *u, struct thread *t)
 	}
 	key = mix(key, base);
 	if (known(key)) return 0;
-	// a runtime that is still at the host's root
-	if (u->moves ? !root : !watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
+	// A runtime that is still at the host's root. A hook there may use the overlay by its path on the host.
+	if (u->moves ? !root : t->role != HOST_HOOK && !watched_device(fs->root.dentry->d_sb->s_dev)) return 0;
 	begin(o, PATH, t);
 	o->head.arch = u->arch;
 	o->head.number = u->nr;
@@ -944,7 +947,7 @@ __noinline int stood_before(struct thread *t)
 		lose(STRING_FAULT);
 		return 0;
 	}
-	if (!on_overlay(s->root)) return 0;
+	if (t->role != HOST_HOOK && !on_overlay(s->root)) return 0;
 	t->root = name_of(place_key(s->root), s->root.dentry, s->root.mnt);
 	t->pwd = name_of(place_key(s->pwd), s->pwd.dentry, s->pwd.mnt);
 	return 0;
@@ -1867,9 +1870,18 @@ static __noinline int is_hook(struct task_struct *task, struct thread *t)
 	u32 level = BPF_CORE_READ(pid, level);
 	struct upid number = {};
 	u64 at = (u64)pid + bpf_core_field_offset(pid->numbers) + (level & 31) * sizeof(number);
-	if (!t || t->role != MAIN || !parent || parent->entered) return 0;
+	if (!t || (t->role != MAIN && t->role != RUN) || !parent || parent->entered) return 0;
 	bpf_probe_read_kernel(&number, sizeof(number), (void *)at);
 	return number.nr != 1;
+}
+
+// True for slim's own program that becomes a hook outside of the container; only the runtime, which is not in
+// the image yet, is asked.
+static __always_inline int starts_hook(struct mm_struct *mm)
+{
+	u64 name = 0;
+	bpf_probe_read_user(&name, sizeof(name), (void *)mm->arg_start);
+	return name == HOOK_MARK;
 }
 
 // The name of what is mapped. Since Linux 6.5 an overlay maps the file below, behind which the path above
@@ -1945,6 +1957,10 @@ int slim_exec(u64 *ctx)
 	stand(fs_of(task));
 	fs = task->fs;
 	mm = task->mm;
+	if (!t->entered && t->role != UNRECORDED && starts_hook(mm)) {
+		t->role = HOST_HOOK;
+		t->entered = 1;
+	}
 	if (watched_device(fs->root.dentry->d_sb->s_dev)) {
 		if (!t->entered && is_hook(task, t)) t->role = HOOK;
 		t->entered = 1;

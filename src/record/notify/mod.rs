@@ -279,10 +279,3 @@ pub(super) fn check() -> Result<(), RecordError> {
         source: Some(Box::new(source)),
     })
 }
-
-/// A path as events carry it: names leaf first, each with a NUL.
-pub(super) fn names_of(path: &[u8]) -> Vec<u8> {
-    let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).collect();
-    names.reverse();
-    names.into_iter().flat_map(|name| [name, b"\0"].concat()).collect()
-}

@@ -137,6 +137,8 @@ pub struct Status {
     pub pid: u32,
     pub parent: u32,
     pub uid: u32,
+    /// It is the first process of its pid namespace.
+    pub init: bool,
 }
 
 /// Reads `/proc/TID/status`.
@@ -146,7 +148,10 @@ pub fn status(tid: u32) -> Option<Status> {
         let value = text.lines().find_map(|line| line.strip_prefix(name))?;
         value.split_whitespace().next()?.parse().ok()
     };
-    Some(Status { pid: field("Tgid:")?, parent: field("PPid:")?, uid: field("Uid:")? })
+    let innermost = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let init = innermost.is_some_and(|pids| pids.split_whitespace().last() == Some("1"));
+    let (pid, parent, uid) = (field("Tgid:")?, field("PPid:")?, field("Uid:")?);
+    Some(Status { pid, parent, uid, init })
 }
 
 /// A link in /proc, as bytes; without the mark of a removed file.

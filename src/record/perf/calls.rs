@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::calls::{VALUES, argument, is_exec};
 use super::super::event::{ENTERED, Event, EventKind};
-use super::super::gather::{MAIN, PHASES, UNRECORDED, phase_number};
+use super::super::gather::{HOST_HOOK, MAIN, PHASES, UNRECORDED, phase_number};
 use super::super::notify::Hub;
 use crate::model::{Arch, Phase};
 use crate::seccomp::Watch;
@@ -82,7 +82,8 @@ impl Calls {
 
     /// An event of the notified calls: it may say that a process entered the image.
     pub fn event(&mut self, event: Event, sink: &mut dyn FnMut(Event)) {
-        if event.kind == EventKind::Exec && event.flags & ENTERED != 0 {
+        let outside = event.kind == EventKind::Name && event.role == HOST_HOOK;
+        if (event.kind == EventKind::Exec || outside) && event.flags & ENTERED != 0 {
             let known = self.processes.entry(event.pid).or_insert(Process {
                 role: event.role,
                 entered: false,
@@ -90,7 +91,7 @@ impl Calls {
                 threads: 1,
                 uid: event.uid,
             });
-            known.entering = !known.entered;
+            known.entering = !known.entered && !outside;
             (known.entered, known.role) = (true, event.role);
         }
         if let Some(process) = self.processes.get_mut(&event.pid) {
@@ -200,7 +201,9 @@ impl Calls {
         if process.role == UNRECORDED {
             return;
         }
-        let process = Process { entered: process.entered && !process.entering, ..process };
+        // a hook's outside is never told of: what it makes silent would be so inside
+        let counts = process.entered && !process.entering && process.role != HOST_HOOK;
+        let process = Process { entered: counts, ..process };
         let event = self.about(EventKind::Call, pid, &process, time);
         if process.entered {
             self.entered.insert(number);
@@ -225,7 +228,8 @@ impl Calls {
         time: u64,
         sink: &mut dyn FnMut(Event),
     ) {
-        let counts = process.entered && !process.entering && process.role != UNRECORDED;
+        let uncounted = process.role == UNRECORDED || process.role == HOST_HOOK;
+        let counts = process.entered && !process.entering && !uncounted;
         let entry = result == 0 && is_exec(number); // begun as the runtime's
         if !counts || entry || self.entered.contains(&number) {
             return;

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::gather::{MAIN, phase_number};
+use super::gather::{MAIN, now, phase_number};
 use super::notify::{self, Hub};
 use super::source::{Control, Ends, Lost, Source, Start};
 use super::{RecordError, event::Event, lock};
@@ -112,7 +112,7 @@ pub(super) fn start(start: &Start<'_>) -> Result<Ends, RecordError> {
     let calls = Mutex::new(Calls::new(watched.told));
     let (cpus, lost) = (Mutex::new(cpus), Mutex::new(0));
     let shared = Arc::new(Shared { watched, cpus, calls, hub, lost });
-    let source = Box::new(Events { shared: Arc::clone(&shared), rings });
+    let source = Box::new(Events { shared: Arc::clone(&shared), rings, early: Vec::new() });
     Ok(Ends { source, control: Box::new(Steer(shared)) })
 }
 
@@ -207,6 +207,9 @@ fn numbers(list: &str) -> Vec<u32> {
 struct Events {
     shared: Arc<Shared>,
     rings: Vec<PerfRing>,
+    /// Records that came while the rings were read: what they follow from may be in one that was read
+    /// before, as the vfork of a child that returns on another processor.
+    early: Vec<Record>,
 }
 
 impl Source for Events {
@@ -218,7 +221,8 @@ impl Source for Events {
     fn drain(&mut self, sink: &mut dyn FnMut(Event)) -> u64 {
         // The hub first: what its events were caused by is in a ring already.
         let asked = self.shared.hub.take();
-        let (mut records, mut nonsense, mut lost) = (Vec::new(), 0, 0);
+        let begun = now();
+        let (mut records, mut nonsense, mut lost) = (std::mem::take(&mut self.early), 0, 0);
         for ring in &mut self.rings {
             nonsense += ring.drain(|record| match record {
                 Record::Lost(number) => lost += number,
@@ -228,6 +232,7 @@ impl Source for Events {
         if lost > 0 {
             *lock(&self.shared.lost) += lost;
         }
+        self.early = records.extract_if(.., |record| record.time() > begun).collect();
         if records.is_empty() && asked.is_empty() {
             return nonsense;
         }

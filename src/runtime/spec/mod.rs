@@ -5,6 +5,7 @@
 //! makes; starts nothing.
 
 pub(super) mod caps;
+mod devices;
 mod files;
 pub(super) mod inside;
 mod limits;
@@ -13,15 +14,18 @@ mod rootless;
 mod signals;
 mod user;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::cdi;
+use super::hooks::{self, Facts};
 use super::{RunOptions, RuntimeError};
 use crate::model::ImageConfig;
 
-pub use mounts::mount_points;
+pub use devices::check as check_devices;
 pub use rootless::{Ids, refuse_limits};
 pub use signals::signal_number;
 
@@ -114,7 +118,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
     if let Some(seccomp) = input.seccomp {
         linux["seccomp"] = seccomp.clone();
     }
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": process,
         "root": { "path": input.rootfs.to_string_lossy(), "readonly": options.read_only },
@@ -122,7 +126,48 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
         "mounts": mounts,
         "linux": linux,
     });
+    devices::apply(&mut spec, options)?;
+    add_hooks(&mut spec, options)?;
     Ok(Built { spec, warnings })
+}
+
+/// Where the options mount something or make directories: absolute paths in the container.
+pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
+    let mut all = mounts::mount_points(options)?;
+    let edits = devices::wanted(options)?.into_iter().map(|from| from.edits);
+    all.extend(edits.flat_map(|edits| edits.mounts).map(|mount| mount.container_path));
+    Ok(all)
+}
+
+/// File name, digest and stages of the CDI specifications whose devices bring hooks.
+pub fn hooks_of_devices(options: &RunOptions) -> Result<Vec<Value>, RuntimeError> {
+    let told = |from: cdi::Wanted| {
+        let stages: Vec<_> = from.edits.hooks.iter().map(|hook| hook.hook_name).collect();
+        (!stages.is_empty()).then(|| hooks::tell(&from.file, &from.digest, &stages))
+    };
+    Ok(devices::wanted(options)?.into_iter().filter_map(told).collect())
+}
+
+/// Annotations, and the hooks whose conditions hold.
+fn add_hooks(spec: &mut Value, options: &RunOptions) -> Result<(), RuntimeError> {
+    let annotations = annotations(options)?;
+    if !annotations.is_empty() {
+        spec["annotations"] = json!(annotations);
+    }
+    let command = spec["process"]["args"][0].as_str().unwrap_or_default().to_owned();
+    let bind_mounts = mounts::wanted(options)?.mounts.iter().any(|mount| mount["type"] == "bind");
+    let facts = Facts { annotations: &annotations, command: &command, bind_mounts };
+    hooks::inject(spec, &hooks::read(&options.hooks_dirs)?, &facts);
+    Ok(())
+}
+
+/// `--annotation`, later ones over earlier ones; without a value the empty one.
+pub(super) fn annotations(options: &RunOptions) -> Result<BTreeMap<String, String>, RuntimeError> {
+    let pair = |text: &String| match text.split_once('=').unwrap_or((text, "")) {
+        ("", _) => Err(refuse("--annotation", text, "want KEY=VALUE")),
+        (key, value) => Ok((key.to_owned(), value.to_owned())),
+    };
+    options.annotations.iter().map(pair).collect()
 }
 
 fn ping_groups(ids: Option<&Ids>) -> String {

@@ -32,6 +32,8 @@ pub struct Case {
     pub holes: &'static [(&'static str, Hole)],
     /// Not in every kernel that slim runs on.
     pub young: bool,
+    /// Not in kernels before this one, and in every one from it on.
+    pub since: (u32, u32),
     /// fanotify sees it since Linux 6.5 only, see [`QUIET`].
     pub quiet: bool,
     /// Renames a folder of the image, which overlayfs does with `redirect_dir` only.
@@ -66,6 +68,7 @@ const fn case(
         wants,
         holes,
         young: false,
+        since: (0, 0),
         quiet: false,
         needs_redirect: false,
         while_stopped: false,
@@ -90,6 +93,10 @@ const fn makes(access: &'static str, words: &'static str) -> Case {
 
 const fn young(case: Case) -> Case {
     Case { young: true, ..case }
+}
+
+const fn since(since: (u32, u32), case: Case) -> Case {
+    Case { since, ..case }
 }
 
 const fn quiet(case: Case) -> Case {
@@ -125,16 +132,16 @@ pub const CASES: &[Case] = &[
     case("io_uring: openat by a kernel worker", "uring-openlater F", "F", &[("notify", RING), ("perf", RING)]),
     case("io_uring: openat2", "uring-openat2 F", "F", &[("notify", RING), ("perf", RING)]),
     case("io_uring: statx", "uring-statx F", "F", &[("notify", RING), ("perf", RING), ("fanotify", LOOKUP)]),
-    case("io_uring: getxattr", "uring-getxattr F", "F", &[("notify", RING), ("perf", RING), ("fanotify", LOOKUP)]),
+    since((5, 19), case("io_uring: getxattr", "uring-getxattr F", "F", &[("notify", RING), ("perf", RING), ("fanotify", LOOKUP)])),
     case("io_uring: unlinkat", "uring-unlink F", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
     case("io_uring: renameat", "uring-rename F N", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
-    case("io_uring: linkat", "uring-link F N", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
-    case("io_uring: mkdirat", "uring-mkdir N", "N", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
-    case("io_uring: symlinkat", "uring-symlink N", "N", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
-    case("io_uring: setxattr", "uring-setxattr F", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)]),
+    since((5, 15), case("io_uring: linkat", "uring-link F N", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)])),
+    since((5, 15), case("io_uring: mkdirat", "uring-mkdir N", "N", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)])),
+    since((5, 15), case("io_uring: symlinkat", "uring-symlink N", "N", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)])),
+    since((5, 19), case("io_uring: setxattr", "uring-setxattr F", "F", &[("notify", RING), ("perf", RING), ("fanotify", CHANGE)])),
     case("io_uring: connect to a path", "uring-connect F", "F", &[("notify", RING), ("perf", RING), ("fanotify", SOCKET)]),
     young(case("io_uring: bind to a path", "uring-bind N", "N", &[("notify", RING), ("perf", RING), ("fanotify", SOCKET)])),
-    case("io_uring: send to a path", "uring-send F", "F", &[("notify", RING), ("perf", RING), ("fanotify", SOCKET)]),
+    since((6, 0), case("io_uring: send to a path", "uring-send F", "F", &[("notify", RING), ("perf", RING), ("fanotify", SOCKET)])),
     case("io_uring: sendmsg to a path", "uring-sendmsg F", "F", &[("notify", RING), ("perf", RING), ("fanotify", SOCKET)]),
     looks("stat", "stat F"),
     looks("lstat", "lstat F"),
@@ -161,7 +168,7 @@ pub const CASES: &[Case] = &[
     looks("name_to_handle_at", "name_to_handle_at F"),
     looks("fanotify_mark", "fanotify_mark F"),
     looks("fspick", "fspick F"),
-    looks("mount_setattr", "mount_setattr F"),
+    since((5, 12), looks("mount_setattr", "mount_setattr F")),
     looks("umount2", "umount F"),
     looks("quotactl", "quotactl F"),
     quiet(opens("swapoff", "swapoff F", "F")),

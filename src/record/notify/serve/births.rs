@@ -64,7 +64,7 @@ impl Server<'_> {
         let Some(number) = Arch::NATIVE.call_number("clone") else { return };
         self.count_call(parent, 0, number);
         // with which flags, nobody can say
-        if self.first(&("value", number, self.phase())) {
+        if self.first(&("value", number, self.phase(parent))) {
             let event = self.event(EventKind::Value, parent);
             self.hub.push(Event { number, flags: event.flags | OTHERS, ..event });
         }

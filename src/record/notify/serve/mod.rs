@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::calls::{self, PathCall, is_exec};
-use super::super::event::{ENTERED, EXE_ON_OVERLAY, Event, EventKind};
-use super::super::gather::{MAIN, UNRECORDED, libc_errno as errno};
+use super::super::event::{ENTERED, EXE_ON_OVERLAY, Event, EventKind, leaf_first};
+use super::super::gather::{HOOK, HOST_HOOK, MAIN, UNRECORDED, libc_errno as errno, phase_number};
 use super::super::kernel_device;
 use super::super::lock;
+use super::Hub;
 use super::task;
-use super::{Hub, names_of};
-use crate::model::Arch;
+use crate::model::{Arch, Phase};
 use crate::seccomp::Answer;
 use crate::sys::seccomp::{Listener, Notice, be_prompt};
 use crate::sys::signals;
@@ -37,9 +37,9 @@ const MOUNTING: Duration = Duration::from_millis(20);
 pub(super) fn run(hub: &Hub, listener: &Listener, mut known: Option<u8>, births: bool) {
     be_prompt();
     let role = known.unwrap_or(MAIN);
-    let births = births::Births::new(births);
-    let mut server =
-        Server { hub, role, entered: false, tasks: HashMap::new(), births, mounts: None };
+    let (entered, hooking) = (role == HOST_HOOK, false);
+    let (tasks, births) = (HashMap::new(), births::Births::new(births));
+    let mut server = Server { hub, role, entered, hooking, tasks, births, mounts: None };
     loop {
         let mut fds = [
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -78,6 +78,8 @@ pub(super) fn run(hub: &Hub, listener: &Listener, mut known: Option<u8>, births:
 struct Task {
     pid: u32,
     uid: u32,
+    /// The container's first process.
+    init: bool,
     mnt_ns: u32,
     /// Path of its root directory, and whether that is on a watched overlay.
     root: Vec<u8>,
@@ -91,8 +93,11 @@ struct Task {
 struct Server<'a> {
     hub: &'a Hub,
     role: u8,
-    /// The target was executed: whatever is under the filter runs what the image holds.
+    /// The target was executed: whatever is under the filter runs what the image holds. Or that is a
+    /// hook outside.
     entered: bool,
+    /// The runtime executed a hook before: whoever is not the container's first process is one.
+    hooking: bool,
     tasks: HashMap<u32, Task>,
     births: births::Births,
     /// Who changed the mounts of which namespace, and when.
@@ -175,8 +180,10 @@ impl Server<'_> {
     /// Notes what is new about a call; the answer to it.
     fn look(&mut self, listener: &Listener, notice: &Notice) -> Answer {
         let compat = Arch::NATIVE.compat().filter(|arch| arch.audit() == notice.arch);
-        // what the runtime does under the filter before the exec is its own
-        let judge = self.hub.judge.as_ref().filter(|_| self.entered);
+        // what the runtime does under the filter before the exec is its own, and no filter is for hooks
+        // outside
+        let bound = self.role != HOST_HOOK && self.standing(notice.tid).1;
+        let judge = self.hub.judge.as_ref().filter(|_| bound);
         let table = compat.unwrap_or(Arch::NATIVE);
         let answer =
             judge.map_or(Answer::Allow, |judge| judge.answer(table, notice.number, &notice.args));
@@ -216,21 +223,33 @@ impl Server<'_> {
     fn refused(&self, notice: &Notice, arch: u8, answer: Answer) {
         let errno = if let Answer::Fail(errno) = answer { errno } else { 0 };
         let number = notice.number;
-        if lock(&self.hub.calls).insert((arch, self.phase(), number, errno + 1)) {
+        let phase = self.phase(notice.tid);
+        if lock(&self.hub.calls).insert((arch, phase, number, errno + 1)) {
             let event = self.event(EventKind::Refused, notice.tid);
             self.hub.push(Event { arch, number, result: -errno.cast_signed(), ..event });
         }
     }
 
-    fn phase(&self) -> u8 {
-        if self.entered { self.hub.phase_of(self.role) } else { 0 }
+    /// A thread's role, and whether it runs what the image holds.
+    fn standing(&self, tid: u32) -> (u8, bool) {
+        let init = || self.tasks.get(&tid).is_some_and(|task| task.init);
+        match (self.entered, self.hooking) {
+            (false, true) if !init() => (HOOK, true),
+            (entered, _) => (self.role, entered),
+        }
+    }
+
+    fn phase(&self, tid: u32) -> u8 {
+        let (role, entered) = self.standing(tid);
+        if entered { self.hub.phase_of(role) } else { 0 }
     }
 
     fn event(&self, kind: EventKind, tid: u32) -> Event {
         let (pid, uid, mnt_ns) =
             self.tasks.get(&tid).map_or((tid, 0, 0), |task| (task.pid, task.uid, task.mnt_ns));
-        let flags = if self.entered { ENTERED } else { 0 };
-        let (phase, role) = (self.phase(), self.role);
+        let (role, entered) = self.standing(tid);
+        let flags = if entered { ENTERED } else { 0 };
+        let phase = self.phase(tid);
         Event { phase, role, flags, pid, uid, mnt_ns, ..Event::of(kind) }
     }
 
@@ -241,17 +260,17 @@ impl Server<'_> {
         }
         let Some(status) = task::status(tid) else { return false };
         let first = !self.tasks.values().any(|task| task.pid == status.pid);
-        let (pid, uid) = (status.pid, status.uid);
+        let task::Status { pid, uid, init, .. } = status;
         let (root, on_overlay, stale) = (Vec::new(), false, false);
-        let task = Task { pid, uid, mnt_ns: 0, root, on_overlay, stale, expected: None };
+        let task = Task { pid, uid, init, mnt_ns: 0, root, on_overlay, stale, expected: None };
         self.tasks.insert(tid, task);
         self.refresh(tid);
         self.born(tid, &status);
         // beside perf, which sees forks, names come with them
-        if first && self.hub.judge.is_some() {
+        if first && (self.hub.judge.is_some() || self.role == HOST_HOOK) {
             let sight = self.event(EventKind::Sight, tid);
             self.hub.push(sight);
-            if self.entered {
+            if self.standing(tid).1 {
                 self.name(tid);
             }
         }
@@ -261,7 +280,7 @@ impl Server<'_> {
     /// Says what a process runs, found by looking.
     fn name(&self, tid: u32) {
         let mut event = self.event(EventKind::Name, tid);
-        event.data[3] = names_of(&task::link(tid, "exe").unwrap_or_default());
+        event.data[3] = leaf_first(&task::link(tid, "exe").unwrap_or_default());
         event.data[5] = task::command(tid);
         event.flags |= EXE_ON_OVERLAY;
         self.hub.push(event);
@@ -348,7 +367,7 @@ impl Server<'_> {
     }
 
     fn count_call(&self, tid: u32, arch: u8, number: u32) {
-        let key = (arch, self.phase(), number, 0);
+        let key = (arch, self.phase(tid), number, 0);
         if lock(&self.hub.calls).insert(key) {
             let event = self.event(EventKind::Call, tid);
             self.hub.push(Event { arch, number, ..event });
@@ -357,10 +376,17 @@ impl Server<'_> {
 
     fn value(&self, notice: &Notice, arch: u8, index: u8) {
         let Some(value) = calls::argument(index, &notice.args) else { return };
-        if self.first(&("value", arch, notice.number, value, self.phase())) {
+        if self.first(&("value", arch, notice.number, value, self.phase(notice.tid))) {
             let event = self.event(EventKind::Value, notice.tid);
             self.hub.push(Event { arch, number: notice.number, value, ..event });
         }
+    }
+
+    /// True for the exec of a hook by the runtime, in the container: the target's is its first process's.
+    fn starts_hook(&self, tid: u32) -> bool {
+        let fresh = self.role == MAIN || self.role == phase_number(Phase::Run);
+        let init = self.tasks.get(&tid).is_none_or(|task| task.init);
+        fresh && !self.entered && !init
     }
 
     fn first(&self, key: &impl Hash) -> bool {

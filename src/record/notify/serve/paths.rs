@@ -3,10 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use super::super::super::calls::{self, O_CREAT, O_EXCL, Op, PathCall};
-use super::super::super::event::{EXE_ON_OVERLAY, Event, EventKind, ROOT_ON_OVERLAY};
+use super::super::super::event::{EXE_ON_OVERLAY, Event, EventKind, ROOT_ON_OVERLAY, leaf_first};
 use super::super::super::gather::libc_errno as errno;
 use super::super::super::lock;
-use super::super::names_of;
 use super::super::task::{self, Found, Place, Text};
 use super::{Server, hash};
 use crate::model::Arch;
@@ -135,7 +134,7 @@ impl Server<'_> {
     }
 
     fn report(&self, notice: &Notice, arch: u8, asked: &Asked<'_>) {
-        let key = (arch, notice.number, asked.which, asked.flags, self.phase());
+        let key = (arch, notice.number, asked.which, asked.flags, self.phase(notice.tid));
         let key = (key, &asked.raw, &asked.base, &asked.root);
         // what was seen there once is looked up no more; what was missing may have come
         if lock(&self.hub.reported).contains(&hash(&(&key, 0))) {
@@ -157,8 +156,8 @@ impl Server<'_> {
         event.other = asked.which;
         event.value = asked.flags;
         event.data[0] = asked.raw.clone();
-        event.data[1] = names_of(&asked.base);
-        event.data[2] = names_of(&asked.root);
+        event.data[1] = leaf_first(&asked.base);
+        event.data[2] = leaf_first(&asked.root);
         event
     }
 
@@ -225,18 +224,22 @@ impl Server<'_> {
     ) {
         let vector = if asked.call.name == "execveat" { 2 } else { 1 };
         let argv0 = task::argv0(notice.tid, notice.args[vector], arch == 1);
-        let was = std::mem::replace(&mut self.entered, true);
+        let before = (self.entered, self.hooking);
+        match self.starts_hook(notice.tid) {
+            true => self.hooking = true,
+            false => self.entered = true,
+        }
         let mut event = self.path_event(EventKind::Exec, notice, asked);
         if event.flags & ROOT_ON_OVERLAY == 0 {
-            self.entered = was; // the runtime's own, before it is inside
+            (self.entered, self.hooking) = before; // the runtime's own, before it is inside
             return;
         }
         (event.flags, event.value, event.other) = (event.flags | EXE_ON_OVERLAY, 0, 0);
-        event.data[3] = names_of(&exe);
+        event.data[3] = leaf_first(&exe);
         event.data[4] = interpreter.unwrap_or_else(|| asked.raw.clone());
         event.data[5] = argv0;
         self.hub.push(event);
-        if !was {
+        if !before.0 {
             self.read_mounts(notice.tid);
         }
         let Some(mut task) = self.tasks.remove(&notice.tid) else { return };
