@@ -676,7 +676,11 @@ fn in_a_root(mut event: Event, roots: &[Vec<u8>]) -> Event {
 /// The part of `path` below `root`.
 fn below(root: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     let rest = path.strip_prefix(root)?;
-    matches!(rest.first(), None | Some(b'/')).then(|| [b"/", rest].concat())
+    match rest.first() {
+        None => Some(b"/".to_vec()),
+        Some(b'/') => Some(rest.to_vec()),
+        Some(_) => None,
+    }
 }
 
 /// A hash that two things never share by chance.
