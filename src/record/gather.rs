@@ -676,7 +676,11 @@ fn in_a_root(mut event: Event, roots: &[Vec<u8>]) -> Event {
 /// The part of `path` below `root`.
 fn below(root: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     let rest = path.strip_prefix(root)?;
-    matches!(rest.first(), None | Some(b'/')).then(|| [b"/", rest].concat())
+    match rest.first() {
+        None => Some(b"/".to_vec()),
+        Some(b'/') => Some(rest.to_vec()),
+        Some(_) => None,
+    }
 }
 
 /// A hash that two things never share by chance.
@@ -709,4 +713,52 @@ pub mod libc_errno {
     pub const ENOTDIR: i32 = 20;
     pub const ENAMETOOLONG: i32 = 36;
     pub const ENOSYS: i32 = 38;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(raw: &str, base: &str, flags: u32) -> Event {
+        let mut event = Event { role: HOST_HOOK, flags, mnt_ns: 7, ..Event::of(EventKind::Path) };
+        event.data[0] = raw.into();
+        event.data[1] = leaf_first(base.as_bytes());
+        event
+    }
+
+    #[test]
+    fn a_path_on_the_host_that_leads_into_an_overlay_becomes_the_overlays_own() {
+        let roots = [b"/run/a/rootfs".to_vec(), b"/run/b".to_vec()];
+        for (raw, base, flags, want) in [
+            ("/run/a/rootfs/etc/x", "/", 0, Some(("/etc/x", "/"))),
+            ("/run/a/rootfs", "/", 0, Some(("/", "/"))),
+            ("/run/a/rootfs2/x", "/", 0, None),
+            ("/etc/passwd", "/", 0, None),
+            ("etc/x", "/run/b", 0, Some(("/etc/x", "/"))),
+            ("passwd", "/etc", 0, None),
+            ("../x", "/srv/in", BASE_ON_OVERLAY, Some(("../x", "/srv/in"))),
+        ] {
+            let got = from_outside(used(raw, base, flags), &roots);
+            let got = got.map(|event| {
+                assert_eq!((event.flags & ROOT_ON_OVERLAY, event.mnt_ns), (ROOT_ON_OVERLAY, 0));
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                (text(&event.data[0]), text(&path_of(&event.data[1])))
+            });
+            let want = want.map(|(raw, base)| (raw.to_owned(), base.to_owned()));
+            assert_eq!(got, want, "{raw} from {base}");
+        }
+        let mut event = used("x", "/run/b/srv", ROOT_ON_OVERLAY);
+        event.data[2] = leaf_first(b"/run/b");
+        let event = in_a_root(event, &roots);
+        assert_eq!(
+            (path_of(&event.data[1]), path_of(&event.data[2])),
+            (b"/srv".into(), b"/".into())
+        );
+    }
+
+    #[test]
+    fn calls_of_a_hook_outside_are_the_runtimes() {
+        let phase = |phase| as_runtime(Event { phase, ..Event::of(EventKind::Call) }).phase;
+        assert_eq!((phase(HOST_HOOK), phase(HOOK), phase(1)), (0, HOOK, 1));
+    }
 }

@@ -580,9 +580,11 @@ fn a_user_s_hooks_find_their_files_in_the_slim_image() {
     }
     image(json!({})).layer(layer).write(user.home.path());
     user.owns(user.home.path());
-    let script = user.script(&format!("{FETCH}fetch | grep hello\n"));
-    let trace = ["trace", "--image", "oci:layout", "-o", "mine", "--hooks-dir", "hooks.d", "--"];
-    let args = [&trace[..], &[script.to_str().unwrap()]].concat();
+    let script =
+        user.script(&format!("{FETCH}fetch | grep hello\n$SLIM_EXEC busybox test -c /dev/other\n"));
+    let trace = ["trace", "--image", "oci:layout", "-o", "mine", "--hooks-dir", "hooks.d"];
+    let device = ["--device", "/dev/zero:/dev/other", "--", script.to_str().unwrap()];
+    let args = [&trace[..], &device].concat();
     let (code, said) = outcome(&user.slim(&args).output().unwrap());
     assert_eq!(code, 0, "{said}");
     let summary = json(&user.path("mine/summary.json"));

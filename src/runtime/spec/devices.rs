@@ -53,8 +53,10 @@ pub fn check(options: &RunOptions) -> Result<(), RuntimeError> {
     nodes.iter().try_for_each(|node| described(node).map(drop))
 }
 
-/// Puts the devices into `spec`.
-pub fn apply(spec: &mut Value, options: &RunOptions) -> Result<(), RuntimeError> {
+/// Puts the devices into `spec`. `bound`: nodes cannot be made (in a user namespace), so the host's are
+/// bound, as the usual ones are.
+pub fn apply(spec: &mut Value, options: &RunOptions, bound: bool) -> Result<(), RuntimeError> {
+    let add_node = if bound { bind_node } else { add_node };
     for node in plain(options)? {
         add_node(spec, &node)?;
     }
@@ -137,6 +139,14 @@ fn described(node: &Node) -> Result<Value, RuntimeError> {
     Ok(device)
 }
 
+fn bind_node(spec: &mut Value, node: &Node) -> Result<(), RuntimeError> {
+    described(node)?;
+    let host_path = node.host_path.as_ref().unwrap_or(&node.path).clone();
+    let (container_path, options) = (node.path.clone(), vec!["bind".to_owned()]);
+    add_mount(spec, &cdi::Mount { host_path, container_path, options, kind: None });
+    Ok(())
+}
+
 fn add_node(spec: &mut Value, node: &Node) -> Result<(), RuntimeError> {
     let device = described(node)?;
     if let (Some("b" | "c" | "u"), Some(rules)) = (
@@ -173,7 +183,7 @@ mod tests {
     #[test]
     fn a_node_has_the_host_s_numbers_and_a_rule() {
         let mut spec = json!({ "linux": { "resources": { "devices": [] } } });
-        apply(&mut spec, &options(&["/dev/null:/dev/nothing:r", "/dev/zero"])).unwrap();
+        apply(&mut spec, &options(&["/dev/null:/dev/nothing:r", "/dev/zero"]), false).unwrap();
         let devices = &spec["linux"]["devices"];
         assert_eq!(
             (&devices[0]["path"], &devices[0]["type"]),

@@ -126,7 +126,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
         "mounts": mounts,
         "linux": linux,
     });
-    devices::apply(&mut spec, options)?;
+    devices::apply(&mut spec, options, input.ids.is_some())?;
     add_hooks(&mut spec, options)?;
     Ok(Built { spec, warnings })
 }
