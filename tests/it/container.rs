@@ -517,10 +517,7 @@ fn nothing_outlives_a_killed_slim() {
     slim.wait().unwrap();
     let killed = Instant::now();
     while processes_below(&cgroup) > 0 || mounts_of(&known["dir"]) > 0 {
-        assert!(
-            killed.elapsed() < Duration::from_secs(2),
-            "something outlives slim by two seconds"
-        );
+        assert!(killed.elapsed() < GONE, "something outlives slim");
         std::thread::sleep(Duration::from_millis(10));
     }
     // What may stay: empty cgroups and the socket, which the next clean-up removes.
@@ -530,6 +527,10 @@ fn nothing_outlives_a_killed_slim() {
     assert!(!cgroup.exists(), "{name} is still there; removed were {removed:?}");
     let _ = fs::remove_dir_all(&known["dir"]);
 }
+
+/// When nothing of a killed slim may be there any more. Whoever was the last to see an overlay syncs the
+/// file system below it before it is gone: on a busy disk that takes its time.
+const GONE: Duration = Duration::from_secs(20);
 
 /// Whatever slim is at, from its first instant to a pod with an exec in it.
 #[test]
@@ -561,8 +562,13 @@ fn nothing_outlives_a_slim_killed_at_any_moment() {
         let alive =
             || family.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count();
         while alive() > 0 || mounts_of(&name) > 0 {
-            let late = killed.elapsed() >= Duration::from_secs(2);
-            assert!(!late, "round {round}: {} of {} outlive slim", alive(), family.len());
+            let late = killed.elapsed() >= GONE;
+            assert!(!late, "round {round}: {} of {} outlive slim: {}", alive(), family.len(), {
+                let at = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat"));
+                let stack = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stack"));
+                let what = |pid: &u32| Some(at(pid).ok()? + &stack(pid).unwrap_or_default());
+                family.iter().filter_map(what).collect::<String>()
+            });
             std::thread::sleep(Duration::from_millis(10));
         }
     }
