@@ -20,7 +20,7 @@ fn size(small: usize, full: usize) -> usize {
 /// that is opened, when it is all put together after the run. A development build's code is 27 MiB of it,
 /// the ring 16.
 const MEMORY: u64 = 64 * 1024;
-const MEMORY_PER_FILE: u64 = 160;
+const MEMORY_PER_FILE: u64 = 512;
 
 /// An image with the probe and `files` empty files, `/srv/many/N/…`.
 struct Place {
