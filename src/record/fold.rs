@@ -57,7 +57,7 @@ pub fn fold(recording: Recording, profile: &mut Profile, tree: &Tree, run: RunId
     fold.note_removals(&paths);
     for runtime in [false, true] {
         let pass = |by: &By| by.is_runtime() == runtime;
-        let mut later = (Notes::default(), Notes::default());
+        let mut later = (Notes::default(), Notes::default(), Notes::default(), Notes::default());
         loop {
             // in turn, so that as many notes go as cells come
             let more = paths.work_off(&mut later.0, |p| pass(&p.by), |p| fold.path(p));
@@ -65,23 +65,14 @@ pub fn fold(recording: Recording, profile: &mut Profile, tree: &Tree, run: RunId
                 break;
             }
         }
-        (paths, files) = later;
-        calls = each(calls, |c| pass(&c.by), |c| fold.call(c));
-        addresses = each(addresses, |a| pass(&a.by), |a| fold.address(a));
+        while calls.work_off(&mut later.2, |c| pass(&c.by), |c| fold.call(c)) {}
+        while addresses.work_off(&mut later.3, |a| pass(&a.by), |a| fold.address(a)) {}
+        (paths, files, calls, addresses) = later;
     }
     for (number, by) in &recording.capabilities {
         fold.capability(*number, by);
     }
     fold.startup();
-}
-
-/// Hands out those that `pick` says and gives back the others.
-fn each<T>(all: Vec<T>, pick: impl Fn(&T) -> bool, mut done: impl FnMut(&T)) -> Vec<T> {
-    let mut others = Vec::new();
-    for one in all {
-        if pick(&one) { done(&one) } else { others.push(one) }
-    }
-    others
 }
 
 fn op_of(used: &PathUse) -> Option<&'static calls::PathCall> {

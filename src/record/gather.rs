@@ -306,8 +306,8 @@ pub struct Gathered {
     last_place: Option<LastPlace>,
     last_user: Option<Arc<User>>,
     pub files: Notes<FileUse>,
-    pub calls: Vec<CallUse>,
-    pub addresses: Vec<AddressUse>,
+    pub calls: Notes<CallUse>,
+    pub addresses: Notes<AddressUse>,
     pub capabilities: Vec<(u64, By)>,
     /// By the inode number of the mount namespace.
     pub mounts: HashMap<u32, Mounts>,

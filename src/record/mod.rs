@@ -160,8 +160,8 @@ pub struct Recording {
     pub events: u64,
     files: Notes<FileUse>,
     paths: Notes<PathUse>,
-    calls: Vec<CallUse>,
-    addresses: Vec<AddressUse>,
+    calls: Notes<CallUse>,
+    addresses: Notes<AddressUse>,
     capabilities: Vec<(u64, By)>,
     mounts: HashMap<u32, Mounts>,
     /// ns of `CLOCK_MONOTONIC`, when recording began.

@@ -30,7 +30,7 @@ pub(super) fn store(
         look.take(chunk);
         store(chunk)
     })?);
-    let large = matches!(look, Look::Large(_));
+    let large = matches!(look, Look::Large);
     *facts = look.facts();
     Ok(large)
 }
@@ -41,15 +41,11 @@ pub(super) fn read(stream: &mut LayerStream, entry: &mut Entry) -> Result<(), Ro
     let (mut look, mut spool) = (Look::Small(Vec::new()), None::<File>);
     let error = |what| move |e| RootfsError::io(what, &temporary::folder(), e);
     *content = Some(stream.content(|chunk| {
-        look.take(chunk);
-        let written = match (&mut look, &mut spool) {
-            (_, Some(file)) => file.write_all(chunk),
-            (Look::Large(so_far), none) => {
-                let so_far = std::mem::take(so_far);
-                tempfile::tempfile_in(temporary::folder())
-                    .and_then(|file| none.insert(file).write_all(&so_far))
-            }
-            _ => Ok(()),
+        let written = match (look.take(chunk), &mut spool) {
+            (Some(so_far), none) => tempfile::tempfile_in(temporary::folder())
+                .and_then(|file| none.insert(file).write_all(&so_far)),
+            (None, Some(file)) => file.write_all(chunk),
+            (None, None) => Ok(()),
         };
         written.map_err(error("keep a large program in"))
     })?);
@@ -76,32 +72,36 @@ enum Look {
     Small(Vec<u8>),
     /// What there is to know.
     Done(Option<Box<Facts>>),
-    /// A program that is not kept in memory; what there was of it.
-    Large(Vec<u8>),
+    /// A program that is not kept in memory.
+    Large,
 }
 
 impl Look {
-    fn take(&mut self, chunk: &[u8]) {
-        let Self::Small(bytes) = self else { return };
+    /// What there was of a program that becomes large by this chunk, the chunk included.
+    fn take(&mut self, chunk: &[u8]) -> Option<Vec<u8>> {
+        let Self::Small(bytes) = self else { return None };
         let head = if bytes.is_empty() { chunk } else { bytes.as_slice() };
         // A chunk can be a byte; four tell.
         if head.len() >= 4 && !inspect::wants(head) {
             *self = Self::Done(None);
-            return;
+            return None;
         }
         bytes.extend_from_slice(chunk);
         if bytes.starts_with(b"#!") && bytes.len() > SCRIPT {
             *self = Self::Done(inspect::facts(bytes).map(Box::new));
         } else if bytes.len() > SMALL {
-            *self = Self::Large(std::mem::take(bytes));
+            let so_far = std::mem::take(bytes);
+            *self = Self::Large;
+            return Some(so_far);
         }
+        None
     }
 
     fn facts(self) -> Option<Box<Facts>> {
         match self {
             Self::Small(whole) => inspect::facts(&whole).map(Box::new),
             Self::Done(facts) => facts,
-            Self::Large(_) => None,
+            Self::Large => None,
         }
     }
 }

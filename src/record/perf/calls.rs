@@ -51,6 +51,15 @@ pub(super) struct Calls {
     phases: Vec<(u64, u8)>,
 }
 
+impl Process {
+    /// Whether its calls are the container's. A hook's outside are not: what it makes silent would be so
+    /// inside.
+    fn counts(&self) -> bool {
+        let uncounted = self.role == UNRECORDED || self.role == HOST_HOOK;
+        self.entered && !self.entering && !uncounted
+    }
+}
+
 impl Calls {
     pub fn new(told: Told) -> Self {
         Self {
@@ -201,9 +210,7 @@ impl Calls {
         if process.role == UNRECORDED {
             return;
         }
-        // a hook's outside is never told of: what it makes silent would be so inside
-        let counts = process.entered && !process.entering && process.role != HOST_HOOK;
-        let process = Process { entered: counts, ..process };
+        let process = Process { entered: process.counts(), ..process };
         let event = self.about(EventKind::Call, pid, &process, time);
         if process.entered {
             self.entered.insert(number);
@@ -228,10 +235,8 @@ impl Calls {
         time: u64,
         sink: &mut dyn FnMut(Event),
     ) {
-        let uncounted = process.role == UNRECORDED || process.role == HOST_HOOK;
-        let counts = process.entered && !process.entering && !uncounted;
         let entry = result == 0 && is_exec(number); // begun as the runtime's
-        if !counts || entry || self.entered.contains(&number) {
+        if !process.counts() || entry || self.entered.contains(&number) {
             return;
         }
         let event = self.about(EventKind::Refused, pid, &process, time);
