@@ -11,11 +11,14 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use libcontainer::oci_spec::runtime::Mount;
+use libcontainer::rootfs::utils;
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cgroup::Hierarchies;
+use super::shim;
 use super::spec::inside;
 use crate::model::chain;
 use crate::sys::attach::{self, Fresh};
@@ -24,6 +27,16 @@ use crate::sys::attach::{self, Fresh};
 pub(super) const HIDDEN: &str = "__mounts";
 /// Where Linux and its containers have control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What a mount is given of its flags; the others (propagation, `sync`) are left alone.
+const ATTRIBUTES: MountFlags = MountFlags::RDONLY
+    .union(MountFlags::NOSUID)
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC)
+    .union(MountFlags::NOATIME)
+    .union(MountFlags::NODIRATIME)
+    .union(MountFlags::RELATIME)
+    .union(MountFlags::STRICTATIME);
 
 /// What the hook is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,32 +48,18 @@ struct Job {
     why: PathBuf,
 }
 
-/// A mount of the runtime configuration.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Mount {
-    destination: PathBuf,
-    #[serde(rename = "type", default)]
-    kind: String,
-    #[serde(default)]
-    source: String,
-    #[serde(default)]
-    options: Vec<String>,
-}
-
 /// Takes the mounts out of the configuration in `bundle`, leaves them to the hook and makes `/dev`.
 /// To be called in a mount namespace that is the container's alone.
 pub(super) fn take_over(bundle: &Path) -> Result<(), String> {
-    let path = bundle.join("config.json");
-    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let text = fs::read(&path).map_err(|error| told(&error))?;
-    let mut config: Value = serde_json::from_slice(&text).map_err(|error| told(&error))?;
+    let told = |error: &dyn std::fmt::Display| format!("config.json: {error}");
+    let mut config = shim::config(bundle)?;
     let root = config.pointer("/root/path").and_then(Value::as_str).ok_or("no root in it")?;
     let root = PathBuf::from(root);
     let all = config.as_object_mut().and_then(|all| all.remove("mounts")).unwrap_or_default();
     let mounts: Vec<Mount> = serde_json::from_value(all).map_err(|error| told(&error))?;
     let (dev, mounts): (Vec<Mount>, _) =
-        mounts.into_iter().partition(|mount| mount.destination == Path::new("/dev"));
-    dev.iter().try_for_each(|mount| mount.make(&root))?;
+        mounts.into_iter().partition(|mount| mount.destination() == Path::new("/dev"));
+    dev.iter().try_for_each(|mount| make(mount, &root))?;
     let why = log(bundle);
     let _ = fs::remove_file(&why); // an earlier start's
     let job = serde_json::to_string(&Job { root, mounts, why }).map_err(|error| told(&error))?;
@@ -68,7 +67,7 @@ pub(super) fn take_over(bundle: &Path) -> Result<(), String> {
     // before those of the user, which may look at what is mounted
     let of_user = config.pointer("/hooks/createContainer").and_then(Value::as_array).cloned();
     config["hooks"]["createContainer"] = [vec![hook], of_user.unwrap_or_default()].concat().into();
-    fs::write(&path, config.to_string()).map_err(|error| told(&error))
+    fs::write(bundle.join("config.json"), config.to_string()).map_err(|error| told(&error))
 }
 
 /// What the hook of the container of `bundle` says went wrong, if it ran and failed.
@@ -84,99 +83,35 @@ fn log(bundle: &Path) -> PathBuf {
 pub(super) fn main(job: &OsString) -> ! {
     let job: Option<Job> = job.to_str().and_then(|text| serde_json::from_str(text).ok());
     let Some(job) = job else { std::process::exit(2) };
-    let made = job.mounts.iter().try_for_each(|mount| mount.make(&job.root));
+    let made = job.mounts.iter().try_for_each(|mount| make(mount, &job.root));
     if let Err(why) = &made {
         let _ = fs::write(&job.why, why);
     }
     std::process::exit(i32::from(made.is_err()))
 }
 
-impl Mount {
-    /// Makes it, and what it is mounted on.
-    fn make(&self, root: &Path) -> Result<(), String> {
-        let told =
-            |error: &dyn std::fmt::Display| format!("{}: {error}", self.destination.display());
-        let at = inside::resolve(root, &self.destination).map_err(|error| told(&error))?;
-        let (attributes, data) = self.options();
-        if self.is_bind() {
-            let source = fs::canonicalize(&self.source).map_err(|error| told(&error))?;
-            make_point(&at, source.is_dir()).map_err(|error| told(&error))?;
-            let recursive = self.has("rbind");
-            return attach::bound(&source, recursive, attributes, &at).map_err(|e| chain(&e));
-        }
-        make_point(&at, true).map_err(|error| told(&error))?;
-        if self.kind == "cgroup" {
-            return control_groups(&at, attributes);
-        }
-        let (kind, source) = (&*self.kind, &*self.source);
-        attach::fresh(&Fresh { kind, source, options: data, attributes }, &at)
-            .map_err(|e| chain(&e))
+/// Makes a mount, and what it is mounted on.
+fn make(mount: &Mount, root: &Path) -> Result<(), String> {
+    let destination = mount.destination();
+    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", destination.display());
+    let at = inside::resolve(root, destination).map_err(|error| told(&error))?;
+    let options = utils::parse_mount(mount).map_err(|error| told(&error))?;
+    let attributes = MountFlags::from_bits_truncate(options.flags.bits() as _) & ATTRIBUTES;
+    let source = mount.source().as_deref().unwrap_or(Path::new(""));
+    if utils::is_bind(mount) {
+        let source = fs::canonicalize(source).map_err(|error| told(&error))?;
+        make_point(&at, source.is_dir()).map_err(|error| told(&error))?;
+        let recursive = mount.options().iter().flatten().any(|option| option == "rbind");
+        return attach::bound(&source, recursive, attributes, &at).map_err(|e| chain(&e));
     }
-
-    fn has(&self, option: &str) -> bool {
-        self.options.iter().any(|other| other == option)
+    make_point(&at, true).map_err(|error| told(&error))?;
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    if kind == "cgroup" {
+        return control_groups(&at, attributes);
     }
-
-    fn is_bind(&self) -> bool {
-        self.kind == "bind" || self.has("bind") || self.has("rbind")
-    }
-
-    /// The options of the mount, and those of the file system. As libcontainer has it, what is neither
-    /// (propagation, `sync`) is left alone, and a later word wins over an earlier one.
-    fn options(&self) -> (MountFlags, Vec<&str>) {
-        const ON: [(&str, MountFlags); 8] = [
-            ("ro", MountFlags::RDONLY),
-            ("nosuid", MountFlags::NOSUID),
-            ("nodev", MountFlags::NODEV),
-            ("noexec", MountFlags::NOEXEC),
-            ("noatime", MountFlags::NOATIME),
-            ("nodiratime", MountFlags::NODIRATIME),
-            ("relatime", MountFlags::RELATIME),
-            ("strictatime", MountFlags::STRICTATIME),
-        ];
-        const OFF: [(&str, MountFlags); 8] = [
-            ("rw", MountFlags::RDONLY),
-            ("suid", MountFlags::NOSUID),
-            ("dev", MountFlags::NODEV),
-            ("exec", MountFlags::NOEXEC),
-            ("atime", MountFlags::NOATIME),
-            ("diratime", MountFlags::NODIRATIME),
-            ("norelatime", MountFlags::RELATIME),
-            ("nostrictatime", MountFlags::STRICTATIME),
-        ];
-        const NEITHER: [&str; 17] = [
-            "defaults",
-            "bind",
-            "rbind",
-            "private",
-            "rprivate",
-            "shared",
-            "rshared",
-            "slave",
-            "rslave",
-            "unbindable",
-            "runbindable",
-            "sync",
-            "async",
-            "dirsync",
-            "mand",
-            "nomand",
-            "remount",
-        ];
-        let flag = |list: &[(&str, MountFlags)], word: &str| {
-            list.iter().find(|(name, _)| *name == word).map(|(_, flag)| *flag)
-        };
-        let (mut attributes, mut data) = (MountFlags::empty(), Vec::new());
-        for word in self.options.iter().map(String::as_str) {
-            match (flag(&ON, word), flag(&OFF, word)) {
-                (Some(on), _) => attributes |= on,
-                (_, Some(off)) => attributes &= !off,
-                _ if NEITHER.contains(&word) => {}
-                _ => data.push(word),
-            }
-        }
-        (attributes, data)
-    }
+    let (source, options) = (&*source.to_string_lossy(), &options.data);
+    let options = options.iter().map(String::as_str).collect();
+    attach::fresh(&Fresh { kind, source, options, attributes }, &at).map_err(|e| chain(&e))
 }
 
 /// Makes a folder or an empty file to mount on, with its parents, unless something is there.

@@ -307,9 +307,9 @@ fn program_override() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
 
-/// The hidden re-executions of this binary (pid-1 helper, runtime shim, hook that mounts,
-/// script supervisor, clients of the control socket): never returns if `args` (the command line without the program) is one of
-/// them. To be called before anything else, while the process has one thread.
+/// The hidden re-executions of this binary (pid-1 helper, runtime shim, hook that mounts, starter of
+/// hooks, script supervisor, clients of the control socket): never returns if `args` (the command line
+/// without the program) is one of them. To be called before anything else, while the process has one thread.
 pub fn run_hidden(args: &[OsString]) {
     let text: Vec<&str> = args.iter().map_while(|arg| arg.to_str()).collect();
     match text.as_slice() {

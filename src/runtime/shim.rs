@@ -157,9 +157,8 @@ fn run(task: Task, report: &Reporter) -> Result<i32, String> {
     }
     match task.work {
         TaskWork::Create { id, bundle, state, console, confine } => {
-            let told = json!({
-                "ociVersion": "1.0.2", "id": id, "status": "created", "pid": 1, "bundle": bundle,
-            });
+            let mut told = state_of(&id, "created", &bundle);
+            told["pid"] = 1.into();
             let executor = Exec { report: report.clone(), home: Rc::default(), confine, told };
             create(&id, &bundle, &state, console.as_deref(), executor)
         }
@@ -251,12 +250,18 @@ fn create(
 
 fn poststop(id: &str, bundle: &Path) -> Result<i32, String> {
     let config = config(bundle)?;
-    let state = json!({ "ociVersion": "1.0.2", "id": id, "status": "stopped", "bundle": bundle });
+    let state = state_of(id, "stopped", bundle);
     let hooks = config.pointer("/hooks/poststop");
     hooks.map_or(Ok(()), |hooks| wrapper::run_all(hooks, &state, &[])).map(|()| 0)
 }
 
-fn config(bundle: &Path) -> Result<Value, String> {
+/// A container's state as hooks are told of it (runtime.md of the OCI runtime specification, "State").
+fn state_of(id: &str, status: &str, bundle: &Path) -> Value {
+    json!({ "ociVersion": "1.0.2", "id": id, "status": status, "bundle": bundle })
+}
+
+/// The runtime configuration in a bundle.
+pub(super) fn config(bundle: &Path) -> Result<Value, String> {
     let text =
         std::fs::read(bundle.join("config.json")).map_err(|e| format!("config.json: {e}"))?;
     serde_json::from_slice(&text).map_err(|e| format!("config.json: {e}"))
