@@ -88,6 +88,13 @@ struct Device {
     container_edits: Edits,
 }
 
+impl Specification {
+    /// What the device is asked for by.
+    fn name_of(&self, device: &Device) -> String {
+        format!("{}={}", self.kind, device.name)
+    }
+}
+
 /// Edits, the file that they come from and its digest.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
@@ -155,8 +162,7 @@ impl Known {
                 let specification = parse(&bytes, file.extension() == Some("yaml".as_ref()))
                     .map_err(|why| refuse(&file, &why))?;
                 for device in &specification.devices {
-                    let name = format!("{}={}", specification.kind, device.name);
-                    here.entry(name).or_default().push(file.clone());
+                    here.entry(specification.name_of(device)).or_default().push(file.clone());
                 }
                 known.files.insert(file, (Digest::of(&bytes), specification));
             }
@@ -175,8 +181,8 @@ impl Known {
         match self.devices.get(name).map(Vec::as_slice) {
             Some([file]) => {
                 let (_, specification) = &self.files[file];
-                let short = name.rsplit_once('=').map_or(name, |(_, short)| short);
-                let device = specification.devices.iter().find(|device| device.name == short);
+                let mut devices = specification.devices.iter();
+                let device = devices.find(|device| specification.name_of(device) == name);
                 Ok((file, device.expect("it was found by its name")))
             }
             Some(files) => {
@@ -311,6 +317,13 @@ devices:
         assert_eq!(found[0].edits.hooks[0].program.args, ["toolkit", "update"]);
         assert_eq!(found[1].edits.device_nodes[0].host_path.as_deref(), Some("/dev/null"));
         assert_eq!(found[2].edits.mounts[0].options, ["ro", "nosuid", "bind"]);
+    }
+
+    #[test]
+    fn a_device_may_have_any_name() {
+        let dir = folder(&[("x.yaml", &YAML.replace("name: \"0\"", "name: \"a=b\""))]);
+        let found = find(&["example.com/gpu=a=b"], &[dir.path().to_owned()]).unwrap();
+        assert_eq!(found.len(), 2);
     }
 
     #[test]

@@ -12,8 +12,8 @@ const OPTION: &str = "--device";
 
 /// What the options' devices change, in their order.
 pub fn wanted(options: &RunOptions) -> Result<Vec<Wanted>, RuntimeError> {
-    let names: Vec<&str> = options.devices.iter().map(String::as_str).collect();
-    let names: Vec<&str> = names.into_iter().filter(|name| cdi::is_name(name)).collect();
+    let names = options.devices.iter().map(String::as_str).filter(|name| cdi::is_name(name));
+    let names: Vec<&str> = names.collect();
     cdi::find(&names, &options.cdi_spec_dirs)
 }
 
