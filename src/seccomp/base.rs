@@ -35,10 +35,13 @@ struct TimingRule {
     adds: Vec<String>,
 }
 
-static TIMING: LazyLock<TimingSet> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../profiles/base-timing.json"))
-        .expect("the base sets in profiles were checked by a test")
-});
+static TIMING: LazyLock<TimingSet> =
+    LazyLock::new(|| ours(include_str!("../../profiles/base-timing.json")));
+
+/// A set of the project's own.
+fn ours<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).expect("the base sets in profiles were checked by a test")
+}
 
 /// What timing adds to `recorded`: name → `base set: timing beside wait4`.
 pub fn timing(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
@@ -61,8 +64,7 @@ const SETS: [&str; 4] = [
 pub static BASE: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     let mut owners: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for text in SETS {
-        let set: BaseSet =
-            serde_json::from_str(text).expect("the base sets in profiles were checked by a test");
+        let set: BaseSet = ours(text);
         let label = match set.runtime.as_str() {
             "any" => "kernel and libc".to_owned(),
             // Here the version names the library too.
@@ -81,8 +83,7 @@ pub static BASE: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
 
 /// What a runtime calls beside to run a `startContainer` hook under the filter.
 pub static HOOKS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
-    let set: BaseSet = serde_json::from_str(include_str!("../../profiles/base-hooks.json"))
-        .expect("the base sets in profiles were checked by a test");
+    let set: BaseSet = ours(include_str!("../../profiles/base-hooks.json"));
     let label = format!("base set: {} {}", set.runtime, set.version);
     set.calls.into_iter().map(|call| (call, label.clone())).collect()
 });

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::model::profile::kind;
 use crate::model::{Arch, Digest, Policy, Profile};
+pub use base::timing;
 use filter::{Action, Rule, When};
 pub use judge::{Answer, Judge};
 pub use read::{missing_calls, parse_filter};
@@ -76,8 +77,8 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         let known = |(name, _): &(&String, &String)| native.call_number(name).is_some();
         why.extend(base::HOOKS.iter().filter(known).map(|(name, why)| (name.clone(), why.clone())));
     }
-    why.extend(base::timing(&recorded));
-    why.extend(compat.iter().flat_map(|(_, names)| base::timing(names)));
+    why.extend(timing(&recorded));
+    why.extend(compat.iter().flat_map(|(_, names)| timing(names)));
     let label = |name: String, why: &str| (name, why.to_owned());
     why.extend(recorded.into_iter().map(|name| label(name, RECORDED)));
     if let Some((arch, names)) = compat {

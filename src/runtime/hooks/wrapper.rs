@@ -253,7 +253,9 @@ fn run(task: &Task) -> Result<(), (i32, String)> {
 /// Loads the recorder's filter, where it works by one. Without it the hook would be run unseen: whoever
 /// waits for the listener then learns that there is none.
 fn watch(task: &Task) -> io::Result<()> {
-    let (Some(socket), Some(_)) = (&task.socket, task.watch.program()) else { return Ok(()) };
+    let Some(socket) = task.socket.as_ref().filter(|_| task.watch != Watch::Nothing) else {
+        return Ok(());
+    };
     // its calls are nobody's concern, its paths are
     let Some(lines) = Watch::Paths.program() else { return Ok(()) };
     let send = |fds: &[BorrowedFd<'_>]| {
