@@ -134,3 +134,27 @@ fn every_test_file_is_registered() {
         );
     }
 }
+
+/// A machine where somebody installed things by hand hides what `scripts/test` forgets.
+#[test]
+fn scripts_test_installs_every_program_that_a_test_needs() {
+    /// Of packages that every Debian machine has (`Essential`, or the C compiler's).
+    const THERE: [&str; 7] = ["cc", "gzip", "ldd", "setpriv", "tar", "unshare", "useradd"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = fs::read_to_string(root.join("scripts/test")).unwrap();
+    let installed: Vec<&str> = script
+        .split_whitespace()
+        .filter_map(|word| word.split_once('=').map(|(program, _)| program))
+        .collect();
+    let mut asked = 0;
+    for file in sources(&root.join("tests/it")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for rest in text.split("Program(\"").skip(1) {
+            let program = rest.split('"').next().unwrap();
+            let known = THERE.contains(&program) || installed.contains(&program);
+            assert!(known, "{}: scripts/test does not install {program}", file.display());
+            asked += 1;
+        }
+    }
+    assert!(asked > 50, "only {asked} were found");
+}
