@@ -25,7 +25,7 @@ impl CleanArgs {
     }
 }
 
-/// List or remove unpacked layers
+/// List or remove the layers kept for the next run
 #[derive(Args, Debug)]
 pub(super) struct StoreArgs {
     #[command(subcommand)]
@@ -37,7 +37,7 @@ pub(super) struct StoreArgs {
 
 #[derive(Subcommand, Debug)]
 enum StoreVerb {
-    /// List the unpacked layers
+    /// List the layers: unpacked ones of images, packed ones of results
     Ls,
     /// Remove every layer that no live run uses
     Gc,
@@ -49,7 +49,9 @@ impl StoreArgs {
             StoreVerb::Ls => {
                 for layer in pipeline::store_list(self.store.as_deref())? {
                     let used = if layer.in_use { "  in use" } else { "" };
-                    say(format_args!("{}  {:>10}{used}", layer.key, megabytes(layer.bytes)));
+                    let packed = if layer.packed { "  packed" } else { "" };
+                    let bytes = megabytes(layer.bytes);
+                    say(format_args!("{}  {bytes:>10}{packed}{used}", layer.key));
                 }
             }
             StoreVerb::Gc => {

@@ -102,7 +102,7 @@ fn store(
     packing: &Packing,
     ordered: &Receiver<Receiver<io::Result<Packed>>>,
 ) -> io::Result<Written> {
-    let mut out = Stream::new(Hashed::new(file), packing)?;
+    let mut out = Stream::new(hashed(file), packing)?;
     let mut plain = Sha256::new();
     for block in ordered {
         let packed = block.recv().map_err(|_| io::Error::other("the compressor died"))??;
@@ -113,37 +113,54 @@ fn store(
     out.inner.flush()?;
     Ok(Written {
         diff_id: DiffId(Digest::from_raw(plain.finalize().into())),
-        digest: Digest::from_raw(out.hash.finalize().into()),
         size: out.size,
+        digest: out.digest(),
         media_type: packing.compression.media_type(),
         whole: false,
     })
 }
 
-/// Copies a blob as it is into `folder`, under its digest; returns that and its size.
-pub(super) fn copy(from: &mut impl io::Read, folder: &Path) -> io::Result<(Digest, u64)> {
+/// Copies a blob as it is into `folder`; returns its digest, which is its name there unless another one
+/// was wanted, and its size.
+pub(super) fn copy(
+    from: &mut impl io::Read,
+    want: Option<Digest>,
+    folder: &Path,
+) -> io::Result<(Digest, u64)> {
     let temporary = folder.join(PART);
-    let mut out = Hashed::new(File::create(&temporary)?);
+    let mut out = hashed(File::create(&temporary)?);
     io::copy(&mut io::BufReader::with_capacity(BLOCK, from), &mut out)?;
     out.inner.flush()?;
-    let digest = Digest::from_raw(out.hash.finalize().into());
-    std::fs::rename(&temporary, folder.join(digest.hex()))?;
-    Ok((digest, out.size))
+    let (size, digest) = (out.size, out.digest());
+    if want.is_none_or(|want| want == digest) {
+        std::fs::rename(&temporary, folder.join(digest.hex()))?;
+    }
+    Ok((digest, size))
 }
 
-struct Hashed {
-    inner: BufWriter<File>,
+fn hashed(file: File) -> Hashed<BufWriter<File>> {
+    Hashed::new(BufWriter::with_capacity(BLOCK, file))
+}
+
+/// Hashes what it passes on.
+pub(super) struct Hashed<W> {
+    inner: W,
     hash: Sha256,
     size: u64,
 }
 
-impl Hashed {
-    fn new(file: File) -> Self {
-        Self { inner: BufWriter::with_capacity(BLOCK, file), hash: Sha256::new(), size: 0 }
+impl<W: Write> Hashed<W> {
+    pub fn new(inner: W) -> Self {
+        Self { inner, hash: Sha256::new(), size: 0 }
+    }
+
+    /// The digest of all of it.
+    pub fn digest(self) -> Digest {
+        Digest::from_raw(self.hash.finalize().into())
     }
 }
 
-impl Write for Hashed {
+impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.inner.write(bytes)?;
         self.hash.update(&bytes[..n]);

@@ -15,7 +15,7 @@ use crate::model::{Digest, Node, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::{self, LayerError, LayerStream};
 
-use super::plan::{Filtered, Kept, Output, Plan};
+use super::plan::{Filtered, Kept};
 use super::{EmitError, Unpacked};
 
 /// Content kept in memory while it waits for its layer; more goes to a temporary file.
@@ -37,16 +37,13 @@ pub(super) struct Contents<'a> {
 }
 
 impl<'a> Contents<'a> {
-    pub fn new(
+    /// Those of some filtered layers.
+    pub fn new<'f, 'n: 'f>(
         image: &'a Image,
         unpacked: Option<&'a Unpacked<'a>>,
-        plan: &Plan<'_>,
+        filtered: impl Iterator<Item = &'f Filtered<'n>>,
         blobs: &'a Path,
     ) -> Self {
-        let filtered = plan.outputs.iter().filter_map(|output| match output {
-            Output::Filtered(filtered) => Some(filtered),
-            _ => None,
-        });
         let read = |group: &&Kept<'_>| unpacked.is_none() || own_name(group).is_none();
         let wanted =
             filtered.flat_map(Filtered::groups).filter(read).filter_map(|group| {

@@ -51,6 +51,7 @@ fn copy_layer(image: &Image, layer: usize, blobs: &Path) -> Result<(), EmitError
     }
     let unread = |source| LayerError::Read { layer, blob: want.to_string(), source };
     let mut from = image.blobs.open(layer).map_err(unread)?.take(size + 1);
-    let (got, _) = blob::copy(&mut from, blobs).map_err(|e| EmitError::write(blobs, e))?;
+    let (got, _) =
+        blob::copy(&mut from, Some(want), blobs).map_err(|e| EmitError::write(blobs, e))?;
     if got == want { Ok(()) } else { Err(LayerError::BlobDigest { layer, want, got }.into()) }
 }

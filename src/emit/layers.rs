@@ -1,8 +1,10 @@
 //! The layers of the result: whole ones as they are, the others entry by entry.
 
+use std::collections::HashMap;
+use std::io::{self, Write};
 use std::path::Path;
 
-use crate::model::{Node, NodeKind, RootPath};
+use crate::model::{Digest, Node, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::{self, LayerError, Meta};
 
@@ -10,23 +12,27 @@ use super::blob::{self, BlobWriter, Written};
 use super::contents::{self, Contents};
 use super::entry::{What, pad, write_header};
 use super::pack::{Compression, Packing};
-use super::plan::{Filtered, Output, Plan};
+use super::packed::{self, PackedLayers};
+use super::plan::{Filtered, Kept, Output, Plan};
 use super::progress::Progress;
-use super::{EmitError, Unpacked};
+use super::{EmitError, Places};
 
 /// Writes the layers of the result into the folder `blobs`, lowest first.
 pub(super) fn write(
     image: &Image,
-    unpacked: Option<&Unpacked<'_>>,
+    places: Places<'_>,
     plan: &Plan<'_>,
     packing: &Packing,
     blobs: &Path,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Written>, EmitError> {
     let progress = Progress::new(image, plan, progress);
-    let mut contents = Contents::new(image, unpacked, plan, blobs);
+    let mut ready = before(places.packed, plan, packing, blobs, &progress)?;
+    let to_write =
+        plan.filtered().filter(|(at, _)| ready.get(at).is_none_or(|(_, it)| it.is_none()));
+    let mut contents = Contents::new(image, places.unpacked, to_write.map(|(_, it)| it), blobs);
     let mut written = Vec::new();
-    for output in &plan.outputs {
+    for (at, output) in plan.outputs.iter().enumerate() {
         written.push(match output {
             Output::Ready(folder, ready) => {
                 let name = ready.digest.hex();
@@ -35,16 +41,58 @@ pub(super) fn write(
                 ready.clone()
             }
             Output::Whole(layer) => pass(image, *layer, packing, blobs, &progress)?,
-            Output::Filtered(filtered) => {
-                let out =
-                    BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
-                let mut layer = Layer { blobs, out, progress: &progress };
-                layer.fill(filtered, &mut contents)?;
-                layer.out.finish().map_err(|e| EmitError::write(blobs, e))?
-            }
+            Output::Filtered(filtered) => match ready.remove(&at) {
+                Some((_, Some(written))) => written,
+                unknown => {
+                    let written = filter(filtered, &mut contents, packing, blobs, &progress)?;
+                    if let Some((packed, (key, _))) = places.packed.zip(unknown) {
+                        packed::offer(packed, key, &written, blobs);
+                    }
+                    written
+                }
+            },
         });
     }
     Ok(written)
+}
+
+/// The filtered layers by their place in the result, each with its key, and what was written of it if it was
+/// packed before.
+fn before(
+    packed: Option<&dyn PackedLayers>,
+    plan: &Plan<'_>,
+    packing: &Packing,
+    blobs: &Path,
+    progress: &Progress<'_>,
+) -> Result<HashMap<usize, (Digest, Option<Written>)>, EmitError> {
+    let mut ready = HashMap::new();
+    let Some(packed) = packed else { return Ok(ready) };
+    for (at, filtered) in plan.filtered() {
+        let key = packed::key(filtered, packing)?;
+        let found = packed::bring(packed, key, packing, blobs);
+        let found = found.map_err(|e| EmitError::write(blobs, e))?;
+        if found.is_some() {
+            progress.add(filtered.bytes());
+        }
+        ready.insert(at, (key, found));
+    }
+    Ok(ready)
+}
+
+/// Writes a filtered layer.
+fn filter(
+    filtered: &Filtered<'_>,
+    contents: &mut Contents<'_>,
+    packing: &Packing,
+    blobs: &Path,
+    progress: &Progress<'_>,
+) -> Result<Written, EmitError> {
+    let mut out = BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
+    let copy = |group: &Kept<'_>, content, out: &mut BlobWriter| {
+        contents.copy(group, content, &mut progress.of(out))
+    };
+    fill(filtered, &mut out, blobs, copy)?;
+    out.finish().map_err(|e| EmitError::write(blobs, e))
 }
 
 /// A blob that is there already, under another name; the same one may be in an image twice.
@@ -68,9 +116,10 @@ fn pass(
     let (compression, blob) = stored.map_err(unread)?;
     let source = &image.layers[layer];
     if compression == packing.compression && packing.compression != Compression::None {
-        let (digest, size) =
-            blob::copy(&mut progress.of(blob), blobs).map_err(|e| EmitError::write(blobs, e))?;
-        if let Some((want, _)) = source.blob.filter(|(want, _)| *want != digest) {
+        let want = source.blob.map(|(want, _)| want);
+        let copied = blob::copy(&mut progress.of(blob), want, blobs);
+        let (digest, size) = copied.map_err(|e| EmitError::write(blobs, e))?;
+        if let Some(want) = want.filter(|want| *want != digest) {
             return Err(LayerError::BlobDigest { layer, want, got: digest }.into());
         }
         let media_type = packing.compression.media_type();
@@ -83,66 +132,49 @@ fn pass(
     Ok(Written { whole: true, ..written })
 }
 
-/// A filtered layer being written.
-struct Layer<'a> {
-    blobs: &'a Path,
-    out: BlobWriter,
-    progress: &'a Progress<'a>,
-}
-
-impl Layer<'_> {
-    fn fill(
-        &mut self,
-        filtered: &Filtered<'_>,
-        contents: &mut Contents<'_>,
-    ) -> Result<(), EmitError> {
-        if let Some(root) = &filtered.root {
-            self.header(&RootPath::root(), &What::Node(&NodeKind::Dir), &Meta::of(root))?;
-        }
-        for (path, node) in &filtered.dirs {
-            self.header(path, &What::Node(&node.kind), &Meta::of(node))?;
-        }
-        for path in &filtered.gone {
-            self.whiteout(path)?;
-        }
-        for group in filtered.groups() {
-            self.group(group, contents)?;
-        }
-        Ok(())
+/// Writes the tar of a filtered layer, but for its end; `copy` writes the content of a file, which may
+/// have several names.
+pub(super) fn fill<W: Write>(
+    filtered: &Filtered<'_>,
+    out: &mut W,
+    blobs: &Path,
+    mut copy: impl FnMut(&Kept<'_>, Digest, &mut W) -> Result<(), EmitError>,
+) -> Result<(), EmitError> {
+    let unwritten = |e| EmitError::write(blobs, e);
+    let folder = |path: &RootPath, node: &Node, out: &mut W| {
+        write_header(out, path, &What::Node(&node.kind), &Meta::of(node)).map_err(unwritten)
+    };
+    if let Some(root) = &filtered.root {
+        folder(&RootPath::root(), root, out)?;
     }
-
-    /// `.wh.NAME` (image-spec v1.1, layer.md, "Whiteouts").
-    fn whiteout(&mut self, path: &RootPath) -> Result<(), EmitError> {
-        let name = [b".wh.", path.file_name()].concat();
-        let name = path.parent().unwrap_or_else(RootPath::root).join(&name);
-        let content = crate::model::Digest::of(b"");
-        let kind = NodeKind::File { size: 0, content, facts: None };
-        self.header(&name, &What::Node(&kind), &Meta::default())
+    for (path, node) in &filtered.dirs {
+        folder(path, node, out)?;
     }
-
-    /// Writes the first name with the content, the others as links to it.
-    fn group(
-        &mut self,
-        group: &[(&RootPath, &Node)],
-        contents: &mut Contents<'_>,
-    ) -> Result<(), EmitError> {
-        let Some(((first, node), others)) = group.split_first() else { return Ok(()) };
+    for path in &filtered.gone {
+        whiteout(path, out).map_err(unwritten)?;
+    }
+    for group in filtered.groups() {
+        let Some(((first, node), others)) = group.split_first() else { continue };
         let meta = Meta::of(node);
-        self.header(first, &What::Node(&node.kind), &meta)?;
+        write_header(out, first, &What::Node(&node.kind), &meta).map_err(unwritten)?;
         if let NodeKind::File { size, content, .. } = node.kind {
             if size > 0 {
-                contents.copy(group, content, &mut self.progress.of(&mut self.out))?;
+                copy(group, content, out)?;
             }
-            pad(&mut self.out, size).map_err(|e| EmitError::write(self.blobs, e))?;
+            pad(out, size).map_err(unwritten)?;
         }
         for (other, _) in others {
-            self.header(other, &What::Link(first), &meta)?;
+            write_header(out, other, &What::Link(first), &meta).map_err(unwritten)?;
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn header(&mut self, path: &RootPath, what: &What<'_>, meta: &Meta) -> Result<(), EmitError> {
-        let written = write_header(&mut self.out, path, what, meta);
-        written.map_err(|e| EmitError::write(self.blobs, e))
-    }
+/// `.wh.NAME` (image-spec v1.1, layer.md, "Whiteouts").
+fn whiteout(path: &RootPath, out: &mut impl Write) -> io::Result<()> {
+    let name = [b".wh.", path.file_name()].concat();
+    let name = path.parent().unwrap_or_else(RootPath::root).join(&name);
+    let content = Digest::of(b"");
+    let kind = NodeKind::File { size: 0, content, facts: None };
+    write_header(out, &name, &What::Node(&kind), &Meta::default())
 }

@@ -20,6 +20,7 @@ mod index;
 mod layers;
 mod output;
 mod pack;
+mod packed;
 mod plan;
 mod progress;
 mod unfinished;
@@ -29,6 +30,7 @@ pub use dockerfile::{Recipe, write_recipe};
 pub use edits::{Edits, Removals};
 pub use index::{Member, write_index};
 pub use pack::{Compression, Packing};
+pub use packed::PackedLayers;
 pub use plan::{Base, Shared};
 pub use unfinished::{part, sweep, unfinished};
 
@@ -99,12 +101,20 @@ pub struct Emitted {
 /// Opens the file that the entries of a layer (0 is the lowest) made at a path, where layers are unpacked.
 pub type Unpacked<'a> = dyn Fn(usize, &RootPath) -> std::io::Result<File> + 'a;
 
+/// Where parts of a result can be had for less than by reading the layers; what they lack comes from there.
+#[derive(Clone, Copy, Default)]
+pub struct Places<'a> {
+    /// Contents.
+    pub unpacked: Option<&'a Unpacked<'a>>,
+    /// Whole layers of an earlier result.
+    pub packed: Option<&'a dyn PackedLayers>,
+}
+
 /// Which image is to be written, and how.
 #[derive(Clone, Copy)]
 pub struct Order<'a> {
     pub image: &'a Image,
-    /// Where contents can be had for less than by reading the layers; those it lacks come from there.
-    pub unpacked: Option<&'a Unpacked<'a>>,
+    pub places: Places<'a>,
     /// The image's, and of no other.
     pub tree: &'a Tree,
     pub keep: &'a KeepSet,
@@ -128,9 +138,9 @@ impl<'a> Order<'a> {
         tags: &'a [String],
         edits: &'a Edits,
     ) -> Self {
-        let (unpacked, base, progress) = (None, None, &|_, _| ());
+        let (places, base, progress) = (Places::default(), None, &|_, _| ());
         let (format, packing) = (ImageFormat::Layout, Packing::default());
-        Self { image, unpacked, tree, keep, base, tags, format, packing, edits, progress }
+        Self { image, places, tree, keep, base, tags, format, packing, edits, progress }
     }
 }
 
@@ -146,14 +156,8 @@ pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
     }
     let mut output = output::Output::start(target)?;
     let plan = plan::Plan::new(tree, keep, order.base);
-    let layers = layers::write(
-        image,
-        order.unpacked,
-        &plan,
-        &order.packing,
-        output.blobs(),
-        order.progress,
-    )?;
+    let layers =
+        layers::write(image, order.places, &plan, &order.packing, output.blobs(), order.progress)?;
     let config = config::edit(&image.config_bytes, &layers, &plan, order.edits)?;
     let config_digest = Digest::of(&config);
     let manifest = config::manifest(image, keep, &config, &layers);
@@ -182,7 +186,7 @@ pub fn write_shared(
     }
     std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
     let plan = plan::Plan::new(tree, keep, base);
-    let layers = layers::write(image, None, &plan, packing, blobs, progress)?;
+    let layers = layers::write(image, Places::default(), &plan, packing, blobs, progress)?;
     let shared = Shared { output_of: plan.output_of.clone(), layers, blobs: blobs.to_owned() };
     let names = plan::names(tree, keep);
     Ok(Base { layers: image.layers.len(), names, written: Some(shared) })

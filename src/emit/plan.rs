@@ -79,6 +79,15 @@ impl<'a> Filtered<'a> {
         self.files.chunk_by(|(_, a), (_, b)| a.inode == b.inode)
     }
 
+    /// The bytes of its contents.
+    pub fn bytes(&self) -> u64 {
+        let size = |group: &Kept<'_>| match group.first()?.1.kind {
+            NodeKind::File { size, .. } => Some(size),
+            _ => None,
+        };
+        self.groups().filter_map(size).sum()
+    }
+
     /// Names the folders above `path`: engines make missing ones with modes of their own.
     fn above(&mut self, tree: &'a Tree, path: &RootPath) {
         for above in path.ancestors().filter(|p| !p.is_root()) {
@@ -93,6 +102,14 @@ impl<'a> Filtered<'a> {
 pub(super) type Kept<'a> = [(&'a RootPath, &'a Node)];
 
 impl<'a> Plan<'a> {
+    /// The filtered layers, with their places in the result.
+    pub fn filtered(&self) -> impl Iterator<Item = (usize, &Filtered<'a>)> {
+        self.outputs.iter().enumerate().filter_map(|(at, output)| match output {
+            Output::Filtered(filtered) => Some((at, filtered)),
+            _ => None,
+        })
+    }
+
     pub fn new(tree: &'a Tree, keep: &KeepSet, base: Option<&Base>) -> Self {
         let kept = kept(tree, keep);
         let below = base.map_or(0, |base| base.layers.min(tree.layers.len()));

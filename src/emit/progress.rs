@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::io::{self, Read, Write};
 
-use crate::model::NodeKind;
 use crate::oci::Image;
 
 use super::plan::{Output, Plan};
@@ -23,16 +22,7 @@ impl<'a> Progress<'a> {
         let total = plan.outputs.iter().map(|output| match output {
             Output::Ready(..) => 0,
             Output::Whole(layer) => image.stored_size(*layer),
-            Output::Filtered(filtered) => {
-                let sizes = filtered.groups().map(|group| match group.first() {
-                    Some((_, node)) => match node.kind {
-                        NodeKind::File { size, .. } => size,
-                        _ => 0,
-                    },
-                    None => 0,
-                });
-                sizes.sum()
-            }
+            Output::Filtered(filtered) => filtered.bytes(),
         });
         Self { told, done: Cell::new(0), total: total.sum() }
     }

@@ -3,6 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
+use crate::emit::Places;
 use crate::model::{Policy, Profile};
 use crate::rootfs;
 use crate::seccomp;
@@ -65,7 +66,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     // The process ends soon: to free a million nodes one by one would only take time.
     let tree = ManuallyDrop::new(rootfs::index(&image)?);
     let progress = &|done, total| reporter.progress(done, total);
-    let original = Original { image: &image, tree: &tree, unpacked: None, progress };
+    let original = Original { image: &image, tree: &tree, places: Places::default(), progress };
     let results = Results::open(&spec.output)?;
     if spec.recipe {
         reporter.step("writing the Dockerfile");

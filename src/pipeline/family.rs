@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::emit::{self, Base, ImageFormat};
+use crate::emit::{self, Base, ImageFormat, Places};
 use crate::keep::{self, KeepError};
 use crate::model::{DiffId, Digest, KeepSet, NodeKind, Policy, Profile, Reason, Tree};
 use crate::oci::Image;
@@ -351,7 +351,7 @@ impl Work<'_> {
         let format: ImageFormat = self.spec.product.format;
         let file = results.image(format);
         let progress = &|done, total| self.reporter.progress(done, total);
-        let original = Original { image, tree, unpacked: None, progress };
+        let original = Original { image, tree, places: Places::default(), progress };
         let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
         let summary = wanted.summary(&original, profile, &product);

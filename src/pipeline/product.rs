@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::emit::{self, Base, Compression, Edits, Emitted, ImageFormat, Order, Packing, Unpacked};
+use crate::emit::{self, Base, Compression, Edits, Emitted, ImageFormat, Order, Packing, Places};
 use crate::keep::{self, KeepError};
 use crate::model::{KeepSet, Policy, Profile, Tree};
 use crate::oci::Image;
@@ -68,8 +68,7 @@ impl ProductSpec {
 pub(super) struct Original<'a> {
     pub image: &'a Image,
     pub tree: &'a Tree,
-    /// Where its layers are unpacked, if they are.
-    pub unpacked: Option<&'a Unpacked<'a>>,
+    pub places: Places<'a>,
     /// See [`Order::progress`].
     pub progress: &'a dyn Fn(u64, u64),
 }
@@ -152,10 +151,10 @@ impl Wanted {
         keep: &'a KeepSet,
         base: Option<&'a Base>,
     ) -> Order<'a> {
-        let Original { image, tree, unpacked, progress } = *original;
+        let Original { image, tree, places, progress } = *original;
         let Self { tags, format, packing, edits, .. } = self;
         let (format, packing) = (*format, *packing);
-        Order { image, unpacked, tree, keep, base, tags, format, packing, edits, progress }
+        Order { image, places, tree, keep, base, tags, format, packing, edits, progress }
     }
 
     /// What is said of a written image where nothing was run.

@@ -1,9 +1,11 @@
 //! `slim trace`: record, decide, emit, verify; record again where verification asks for it.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
+use crate::emit::{PackedLayers, Places};
 use crate::keep::{self, Finding};
-use crate::model::{Policy, Profile, RootPath};
+use crate::model::{Digest, Policy, Profile, RootPath};
 use crate::oci::Image;
 use crate::rootfs::{Folders, RunDir, Shelf, Store};
 use crate::runtime::{self, RunOptions};
@@ -146,7 +148,7 @@ struct Work<'a> {
     run_dir: RunDir,
     results: Results,
     store_warnings: Vec<String>,
-    _store: Store,
+    store: Store,
 }
 
 impl<'a> Work<'a> {
@@ -179,7 +181,7 @@ impl<'a> Work<'a> {
             run_dir,
             results,
             store_warnings,
-            _store: store,
+            store,
         })
     }
 
@@ -234,7 +236,9 @@ impl<'a> Work<'a> {
         let file = self.results.path(".image.slim-partial");
         let unpacked = |layer, path: &RootPath| self.folders.open(layer, path);
         let progress = &|done, total| self.reporter.progress(done, total);
-        let original = Original { image: &self.image, tree, unpacked: Some(&unpacked), progress };
+        let packed = InStore(&self.store);
+        let places = Places { unpacked: Some(&unpacked), packed: Some(&packed) };
+        let original = Original { image: &self.image, tree, places, progress };
         self.wanted.produce(&original, profile, &file)
     }
 
@@ -295,13 +299,26 @@ impl<'a> Work<'a> {
     }
 }
 
+/// Layers of results, in the store.
+struct InStore<'a>(&'a Store);
+
+impl PackedLayers for InStore<'_> {
+    fn find(&self, key: Digest) -> Option<(Vec<u8>, File)> {
+        self.0.packed(key)
+    }
+
+    fn keep(&self, key: Digest, note: &[u8], blob: &Path) {
+        self.0.keep_packed(key, note, blob);
+    }
+}
+
 impl Drop for Work<'_> {
     fn drop(&mut self) {
         discard(&self.results.path(".image.slim-partial"));
     }
 }
 
-fn discard(path: &std::path::Path) {
+fn discard(path: &Path) {
     let _ = std::fs::remove_file(path);
     let _ = std::fs::remove_dir_all(path);
 }
@@ -315,7 +332,7 @@ fn filter_of(options: &RunOptions) -> Result<(String, Option<serde_json::Value>)
     match given {
         Some("unconfined") => Ok(("unconfined".to_owned(), None)),
         Some(file) if file != "builtin" => {
-            let path = std::path::Path::new(file);
+            let path = Path::new(file);
             let named =
                 |why: String| PipelineError::Usage(format!("--security-opt seccomp={file}: {why}"));
             let bytes = std::fs::read(path).map_err(|error| named(error.to_string()))?;

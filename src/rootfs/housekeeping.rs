@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::RootfsError;
+use super::packed::PACKED;
 use super::store::{Store, TEMPORARY};
 
 /// What [`Store::clean`] or [`Store::gc`] removed.
@@ -14,19 +15,22 @@ use super::store::{Store, TEMPORARY};
 pub struct Cleaned {
     /// Folders of dead runs.
     pub runs: Vec<PathBuf>,
-    /// Layers: half unpacked ones of dead processes (`clean`), or whole ones (`gc`).
+    /// Layers: half written ones of dead processes (`clean`), or whole ones (`gc`).
     pub layers: Vec<PathBuf>,
 }
 
 /// A whole layer in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredLayer {
-    /// Its diffID's digits, and for a layer that fits one stack only, those of the chain.
+    /// Its diffID's digits, and for a layer that fits one stack only, those of the chain; of a packed one
+    /// the digits of what it is made of.
     pub key: String,
     /// Bytes on the disk.
     pub bytes: u64,
     /// A live process uses it.
     pub in_use: bool,
+    /// A layer of a result, compressed, rather than one of an image, unpacked.
+    pub packed: bool,
 }
 
 impl Store {
@@ -35,11 +39,8 @@ impl Store {
     pub fn clean(&self) -> Result<Cleaned, RootfsError> {
         let _guard = self.lock_store()?;
         let mut cleaned = Cleaned::default();
-        for path in self.list("layers")? {
-            let temporary = path
-                .file_name()
-                .is_some_and(|n| n.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()));
-            if temporary && remove_unused(&path)? {
+        for path in self.layers()? {
+            if is_temporary(&path) && remove_unused(&path)? {
                 cleaned.layers.push(path);
             }
         }
@@ -55,7 +56,7 @@ impl Store {
     pub fn gc(&self) -> Result<Cleaned, RootfsError> {
         let mut cleaned = self.clean()?;
         let _guard = self.lock_store()?;
-        for path in self.list("layers")? {
+        for path in self.layers()? {
             if remove_unused(&path)? {
                 cleaned.layers.push(path);
             }
@@ -63,20 +64,26 @@ impl Store {
         Ok(cleaned)
     }
 
-    /// The whole layers, by key.
+    /// The whole layers by key, the packed ones last.
     pub fn ls(&self) -> Result<Vec<StoredLayer>, RootfsError> {
         let mut layers = Vec::new();
-        for path in self.list("layers")? {
+        for path in self.layers()?.into_iter().filter(|path| !is_temporary(path)) {
             let key = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !key.starts_with(TEMPORARY) {
-                let in_use = unused(&path).is_none();
-                layers.push(StoredLayer { key, bytes: disk_bytes(&path), in_use });
-            }
+            let packed = path.parent().is_some_and(|folder| folder.ends_with(PACKED));
+            let in_use = unused(&path).is_none();
+            layers.push(StoredLayer { key, bytes: disk_bytes(&path), in_use, packed });
         }
         Ok(layers)
     }
 
-    fn list(&self, name: &str) -> Result<Vec<PathBuf>, RootfsError> {
+    /// The folders of layers, unpacked and packed, whole or not.
+    fn layers(&self) -> Result<Vec<PathBuf>, RootfsError> {
+        let mut all = self.list("layers")?;
+        all.extend(self.list(PACKED)?);
+        Ok(all)
+    }
+
+    pub(super) fn list(&self, name: &str) -> Result<Vec<PathBuf>, RootfsError> {
         let folder = self.path.join(name);
         let entries = match std::fs::read_dir(&folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -88,6 +95,10 @@ impl Store {
     }
 }
 
+fn is_temporary(path: &Path) -> bool {
+    path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()))
+}
+
 /// The lock of a folder, if nobody alive holds it.
 fn unused(folder: &Path) -> Option<File> {
     let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"));
@@ -96,7 +107,7 @@ fn unused(folder: &Path) -> Option<File> {
     Some(lock)
 }
 
-fn remove_unused(folder: &Path) -> Result<bool, RootfsError> {
+pub(super) fn remove_unused(folder: &Path) -> Result<bool, RootfsError> {
     let Some(_lock) = unused(folder) else { return Ok(false) };
     // First away from its name: a removal that is cut short must not look like a whole layer.
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -133,7 +144,7 @@ pub(super) fn remove_tree(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn disk_bytes(folder: &Path) -> u64 {
+pub(super) fn disk_bytes(folder: &Path) -> u64 {
     let walk = walkdir::WalkDir::new(folder).into_iter().filter_map(Result::ok);
     let mut seen = std::collections::HashSet::new();
     let blocks = walk.filter_map(|entry| {

@@ -22,6 +22,7 @@ mod elsewhere;
 mod housekeeping;
 mod limits;
 mod lines;
+mod packed;
 mod shelf;
 mod store;
 mod writer;

@@ -1,4 +1,5 @@
-//! The store: `layers/KEY/{fs,layer.json,entries,lock}` and `runs/ID/{…,lock}`, and the locks on them.
+//! The store: `layers/KEY/{fs,layer.json,entries,lock}`, `runs/ID/{…,lock}` and what [`super::packed`] has, and the
+//! locks on them.
 //!
 //! A whole layer has its final name; whatever has a temporary one is being written, or was by a
 //! process that died. Locks are `flock(2)`s, so they end with the process whatever happens to it.
@@ -429,7 +430,7 @@ fn default_path() -> PathBuf {
 }
 
 /// A new folder with a random name and a `lock` in it, held.
-fn new_locked(parent: &Path, prefix: &str) -> Result<(PathBuf, File), RootfsError> {
+pub(super) fn new_locked(parent: &Path, prefix: &str) -> Result<(PathBuf, File), RootfsError> {
     for _ in 0..100 {
         let path = parent.join(format!("{prefix}{}", random_hex()));
         match std::fs::create_dir(&path) {

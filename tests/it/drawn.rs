@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use slim::emit::{Edits, Emitted, ImageFormat, Order, Unpacked, write_image};
+use slim::emit::{Edits, Emitted, ImageFormat, Order, Places, Unpacked, write_image};
 use slim::model::{RootPath, Tree};
 use slim::oci::Image;
 use slim::rootfs::{Folders, Store, index};
@@ -215,7 +215,10 @@ fn emit(
     let mut keep = keep_all(tree);
     keep.paths.retain(|path, _| !without.contains(path));
     let (tags, edits) = (["t:1".to_owned()], Edits::default());
-    let order = Order { unpacked, ..Order::new(image, tree, &keep, &tags, &edits) };
+    let order = Order {
+        places: Places { unpacked, packed: None },
+        ..Order::new(image, tree, &keep, &tags, &edits)
+    };
     slim::emit::write(&order, target).map_err(|e| format!("write: {e}"))
 }
 

@@ -1,12 +1,15 @@
 //! What the written image is like: whole layers, compression, names, edits.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::{Value, json};
-use slim::emit::{Base, Compression, Edits, Emitted, ImageFormat, Order, Packing};
-use slim::model::{KeepSet, Reason, RootPath, Tree};
+use slim::emit::{
+    Base, Compression, Edits, Emitted, ImageFormat, Order, PackedLayers, Packing, Places,
+};
+use slim::model::{Digest, KeepSet, Reason, RootPath, Tree};
 use slim::oci::Image;
 use slim::rootfs::{Store, index};
 use slim::source::Access;
@@ -168,7 +171,7 @@ fn compression_changes_how_a_layer_is_stored_and_never_what_it_is() {
             let target = dir.path().join(format!("{compression:?}{threads}"));
             let (emitted, slim) =
                 write(&image, &tree, &keep, None, packing(compression, threads), &target);
-            digests.insert(emitted.manifest_digest);
+            digests.insert((emitted.manifest_digest, emitted.layers[0].digest));
             diff_ids.insert(slim.diff_ids());
             let kind = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
             assert!(slim.layers.iter().all(|layer| layer.media_type == kind), "{kind}");
@@ -187,8 +190,99 @@ fn compression_changes_how_a_layer_is_stored_and_never_what_it_is() {
             }
         }
         assert_eq!(digests.len(), 1, "{compression:?}: the threads show");
+        let layer = digests.first().unwrap().1.hex();
+        let pinned = match compression {
+            Compression::Gzip => "2275c96ffde47ccf827c43ea039e67e77b25f35c9507ed4d57da08db09d258d8",
+            Compression::Zstd => "1d466d32a3a21d190d25f656881671942a9aa10be8dfb785bd098e52bb9ce1ca",
+            Compression::None => "110789b03c7d2cbd1d9987bb13c727065502204e7c4b9dc1c6758c5330ae8b3e",
+        };
+        assert_eq!(layer, pinned, "other bytes than before: count REVISION in emit/packed.rs up");
     }
     assert_eq!(diff_ids.len(), 1);
+}
+
+/// The store as a place for packed layers, which counts what it gave.
+struct Counting<'a>(&'a Store, std::cell::Cell<usize>);
+
+impl PackedLayers for Counting<'_> {
+    fn find(&self, key: Digest) -> Option<(Vec<u8>, File)> {
+        let found = self.0.packed(key);
+        self.1.set(self.1.get() + usize::from(found.is_some()));
+        found
+    }
+
+    fn keep(&self, key: Digest, note: &[u8], blob: &Path) {
+        self.0.keep_packed(key, note, blob);
+    }
+}
+
+#[test]
+fn a_layer_that_was_packed_before_is_not_packed_again() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let fixture = [
+        layer().file("a", "1").file("gone", "1"),
+        layer().file("b", "2").file("gone too", "2"),
+        layer().file("c", "3"),
+    ];
+    let fixture = fixture.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+    let image = open(&fixture.write(dir.path()));
+    let tree = index(&image).unwrap();
+    let store = Store::open(Some(&dir.path().join("store"))).unwrap();
+    let write = |dropped: &[&str], packing, kept: bool| {
+        let counting = Counting(&store, std::cell::Cell::new(0));
+        let (keep, tags, edits) = (all_but(&tree, dropped), ["t:1".to_owned()], Edits::default());
+        let packed = kept.then_some(&counting as &dyn PackedLayers);
+        let places = Places { unpacked: None, packed };
+        let order = Order { places, packing, ..Order::new(&image, &tree, &keep, &tags, &edits) };
+        let target = tempfile::tempdir_in(dir.path()).unwrap().path().join("slim");
+        let emitted = slim::emit::write(&order, &target).unwrap();
+        let slim = open(&target);
+        let blobs: Vec<_> = slim.layers.iter().map(|layer| layer.blob).collect();
+        let said: Vec<_> = emitted.layers.iter().map(|l| Some((l.digest, l.size))).collect();
+        assert_eq!(blobs, said);
+        index(&slim).unwrap();
+        (counting.1.get(), emitted.manifest_digest)
+    };
+    let (gzip, both) = (Packing::default(), ["/gone", "/gone too"]);
+    let (_, alone) = write(&both, gzip, false);
+    assert_eq!(write(&both, gzip, true), (0, alone), "nothing was packed yet");
+    assert_eq!(write(&both, gzip, true), (2, alone), "and now both");
+    assert_eq!(write(&["/b", "/gone"], gzip, true).0, 1, "one is as before, one is not");
+    for other in [packing(Compression::Zstd, 2), Packing { level: Some(9), ..gzip }] {
+        assert_eq!(write(&both, other, true).0, 0, "{other:?}");
+    }
+    assert_eq!(write(&both, Packing { level: Some(5), threads: 7, ..gzip }, true), (2, alone));
+    // Damaged ones, or others' in their place, are packed again, and mended with that.
+    let folders: Vec<PathBuf> = std::fs::read_dir(dir.path().join("store/packed"))
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
+    assert!(folders.len() >= 5, "{folders:?}");
+    for damage in [&b""[..], b"short"] {
+        for folder in &folders {
+            let blob = folder.join("blob");
+            let mut bytes = std::fs::read(&blob).unwrap();
+            match damage {
+                b"" => bytes[20] ^= 1,
+                _ => bytes = damage.to_vec(),
+            }
+            std::fs::write(&blob, bytes).unwrap();
+        }
+        assert_eq!(write(&both, gzip, true), (2, alone), "they are found, and do not serve");
+        assert_eq!(write(&both, gzip, true), (2, alone));
+        for (note, folder) in folders.iter().enumerate() {
+            std::fs::write(folder.join("note"), format!("{{{note}")).unwrap();
+        }
+        assert_eq!(write(&both, gzip, true), (2, alone), "notes that say nothing");
+    }
+    let keys = store.ls().unwrap();
+    assert!(
+        keys.len() == folders.len() && keys.iter().all(|it| it.packed && !it.in_use),
+        "{keys:?}"
+    );
+    assert_eq!(store.clean().unwrap().layers.len(), 0);
+    assert_eq!(store.gc().unwrap().layers.len(), folders.len());
+    assert_eq!(write(&both, gzip, true), (0, alone));
 }
 
 #[test]
