@@ -192,6 +192,9 @@ fn io_exit(source: &std::io::Error) -> u8 {
 }
 
 fn list_losses(losses: &[Loss]) -> String {
+    if losses.is_empty() {
+        return "the profile has no run".to_owned();
+    }
     let one = |loss: &Loss| format!("{} {}", loss.number, loss.kind);
     losses.iter().map(one).collect::<Vec<_>>().join(", ")
 }
