@@ -24,6 +24,10 @@ pub(super) struct DeliverArgs {
     /// Attach the results to the pushed image, as OCI referrers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     attach: Option<bool>,
+    /// Push ordinary layers in place of those that the manifest says are elsewhere too (`urls`): for
+    /// registries that take no such layers. The pushed manifest and its digest are others then
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    drop_urls: Option<bool>,
 }
 
 impl DeliverArgs {
@@ -34,10 +38,14 @@ impl DeliverArgs {
 
     /// Refuses what cannot come to a good end, before the work is done.
     pub(super) fn check(&self) -> Result<(), PipelineError> {
-        if self.attach == Some(true) && self.push.is_empty() {
-            return Err(PipelineError::Usage(
-                "--attach adds the results to a pushed image: give --push NAME too".to_owned(),
-            ));
+        let of_a_push = [
+            (self.attach, "--attach adds the results to a pushed image"),
+            (self.drop_urls, "--drop-urls says how an image is pushed"),
+        ];
+        for (given, what) in of_a_push {
+            if given == Some(true) && self.push.is_empty() {
+                return Err(PipelineError::Usage(format!("{what}: give --push NAME too")));
+            }
         }
         pipeline::check_names(&self.push)
     }
@@ -79,7 +87,7 @@ impl DeliverArgs {
             names: self.push.clone(),
             mount_from: from.into_iter().collect(),
             attach: self.attach.unwrap_or(false),
-            drop_urls: false,
+            drop_urls: self.drop_urls.unwrap_or(false),
             wire: wire.clone(),
         };
         let terminal = Terminal::new();

@@ -165,6 +165,7 @@ fn what_cannot_be_delivered_is_refused_before_the_run_and_else_leaves_the_result
     for (args, says) in [
         (&["--push", "host.example/Bad"][..], "no name of an image"),
         (&["--attach"], "--push"),
+        (&["--drop-urls"], "--push"),
         (&["--load", "floppy"], "docker, podman"),
         (&["--profile-only", "--load", "docker"], "--profile-only"),
     ] {

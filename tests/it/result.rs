@@ -507,7 +507,7 @@ fn names_levels_and_bases_are_checked_and_shown() {
 }
 
 /// A profile that touched `files`.
-fn profile_of(image: &Image, files: &[&str], target: &Path) {
+pub fn profile_of(image: &Image, files: &[&str], target: &Path) {
     empty_profile(image, target);
     let mut profile = json(target);
     let user = json!({ "exe": "/x", "argv0": "x", "uid": 0, "phase": "start" });

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::oddities::{Blob, ELSEWHERE, gzip, layout};
+use crate::result::profile_of;
 
 fn raw(registry: &Registry, name: &str) -> Value {
     let name = format!("docker://{}/{name}", registry.host());
@@ -288,4 +289,24 @@ fn a_layer_that_is_elsewhere_goes_up_as_it_is_or_as_an_ordinary_one() {
     let image = slim::source::open(&format!("docker://{name}"), &Registry::access()).unwrap();
     assert_eq!(pushed[0]["digest"], image.manifest_digest.to_string());
     assert_eq!(index(&image).unwrap().nodes.len(), 1);
+
+    // The same where a build pushes: a layer that loses nothing is said to be elsewhere until then.
+    let layout = here.path().join("layout").display().to_string();
+    let image = slim::source::open(&layout, &Access::default()).unwrap();
+    profile_of(&image, &["/a"], &here.path().join("profile.json"));
+    let name = format!("{}/y:1", strict.host());
+    let mut build =
+        vec!["build", "profile.json", "--image", "layout", "-o", "built", "--plain-http"];
+    build.extend(["--push", &name]);
+    let (code, text) = run(here.path(), &build, &[]);
+    assert!(code == 7 && text.contains("the profile has no run"), "{text}");
+    build.push("--keep-going");
+    let (code, text) = run(here.path(), &build, &[]);
+    assert!(code == 4 && text.contains("--drop-urls"), "{text}");
+    build.push("--drop-urls");
+    let (code, text) = run(here.path(), &build, &[]);
+    assert_eq!(code, 0, "{text}");
+    let there = raw(&strict, "y:1");
+    assert!(there["layers"][0]["urls"].is_null(), "{there}");
+    assert_eq!(there["layers"][0]["digest"], layer.as_str());
 }
