@@ -15,7 +15,7 @@ use slim::model::RootPath;
 
 use crate::losses::SLIM;
 use crate::support::image::{Attr, ImageFixture, LayerFixture};
-use crate::support::{Need, have, json, outcome, script, sh, slim};
+use crate::support::{Need, have, json, kernel, outcome, script, sh, slim};
 use cases::{CASES, Case, DEEP, Hole, LOUD, OPEN, QUIET, RECORDERS, RING};
 
 /// The path of a thing of a case: `F3`, say, is the data file of the third case.
@@ -271,13 +271,6 @@ fn backends(run: &Run, path: &[u8]) -> BTreeSet<String> {
         }
     }
     out
-}
-
-/// The version of the running kernel.
-fn kernel() -> (u32, u32) {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse().ok());
-    (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
 /// What a backend did not see of a case, or saw without a right to.

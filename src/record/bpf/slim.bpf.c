@@ -99,7 +99,7 @@ struct bpf_iter__task { void *meta; struct task_struct *task; } CORE;
 struct linux_binprm { const char *filename; const char *interp; } CORE;
 struct pt_regs { unsigned long bx, bp, r10, r9, r8, cx, dx, si, di, orig_ax, ip; } CORE;
 struct io_cqe { int fd; } CORE;
-struct io_kiocb { u8 opcode; struct io_cqe cqe; void *async_data; } CORE;
+struct io_kiocb { u8 opcode; u32 flags; struct io_cqe cqe; void *async_data; } CORE;
 struct filename { const char *name; } CORE;
 struct io_open { int dfd; struct filename *filename; struct { u64 flags; } how; } CORE;
 struct io_statx { int dfd; unsigned int flags; struct filename *filename; } CORE;
@@ -2065,6 +2065,14 @@ static __always_inline int socket_operation(u32 opcode)
 	return opcode == 9 || opcode == 16 || opcode == 26 || opcode == 47 || opcode == 48 || opcode == 56;
 }
 
+// The descriptor that an operation of io_uring was given; -1 for a file that its ring holds, which has none.
+static __always_inline s32 submitted_fd(u64 addr)
+{
+	struct io_kiocb *req = (void *)addr;
+	if (!bpf_core_field_exists(req->cqe.fd) || (BPF_CORE_READ(req, flags) & 1)) return -1; // REQ_F_FIXED_FILE
+	return BPF_CORE_READ(req, cqe.fd);
+}
+
 // The address that an operation of io_uring was given. Since Linux 6.11 the kernel copies some of them before
 // an operation is submitted, and keeps nothing else.
 __noinline int submitted_address(struct use *u, u64 addr, u32 opcode)
@@ -2075,7 +2083,7 @@ __noinline int submitted_address(struct use *u, u64 addr, u32 opcode)
 	u64 name = 0;
 	u32 len = 0;
 	if (!u) return 0;
-	if (bpf_core_field_exists(req->cqe.fd)) u->fd = BPF_CORE_READ(req, cqe.fd);
+	u->fd = submitted_fd(addr);
 	if (bpf_core_type_exists(struct io_bind)) copy = BPF_CORE_READ(req, async_data);
 	if (opcode == 16 && bpf_core_type_exists(struct io_connect)) {
 		struct io_connect *io = (void *)addr;
@@ -2126,6 +2134,10 @@ __noinline int submitted(u64 addr, u32 pid)
 	opcode = BPF_CORE_READ(req, opcode);
 	note_value(pid, 426, opcode); // io_uring_enter
 	if (socket_operation(opcode)) return submitted_address(&u, addr, opcode);
+	if (opcode == 57) { // of a socket that was bound by another operation or call
+		u.nr = 50; // listen
+		return listening(&u, submitted_fd(addr));
+	}
 	if ((opcode == 18 || opcode == 28) && bpf_core_type_exists(struct io_open)) {
 		struct io_open *io = (void *)addr;
 		u.nr = 257; // openat

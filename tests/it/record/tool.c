@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <netinet/in.h>
@@ -45,6 +46,27 @@ static void refuse_getppid(void)
 	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
 	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0, "seccomp");
 	syscall(SYS_getppid);
+}
+
+// The result of one operation of io_uring.
+static long uring(struct io_uring_sqe what)
+{
+	struct io_uring_params p = { 0 };
+	int ring = syscall(SYS_io_uring_setup, 1, &p);
+	must(ring >= 0, "io_uring_setup");
+	size_t size = p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe);
+	if (size < p.sq_off.array + p.sq_entries * 4) size = p.sq_off.array + p.sq_entries * 4;
+	char *at = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+	struct io_uring_sqe *entry =
+		mmap(0, p.sq_entries * sizeof what, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+	must(at != MAP_FAILED && (void *)entry != MAP_FAILED, "ring");
+	*entry = what;
+	*(unsigned *)(at + p.sq_off.array) = 0;
+	__atomic_store_n((unsigned *)(at + p.sq_off.tail), 1, __ATOMIC_RELEASE);
+	must(syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) == 1, "io_uring_enter");
+	int result = ((struct io_uring_cqe *)(at + p.cq_off.cqes))->res;
+	close(ring);
+	return result;
 }
 
 static void ignore(int signal) { (void)signal; }
@@ -299,6 +321,19 @@ int main(int argc, char **argv)
 			must(bind(fd, (void *)&in, sizeof in) == 0 && listen(fd, 1) == 0, a);
 			int to = socket(AF_INET, SOCK_STREAM, 0);
 			must(connect(to, (void *)&in, sizeof in) == 0, a), close(to), close(fd), i++;
+		} else if (!strcmp(op, "listensuring")) { // on a port of 127.0.0.1, by operations of io_uring
+			struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(atoi(a)) };
+			in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+			int fd = socket(AF_INET, SOCK_STREAM, 0), listens = 57; // IORING_OP_BIND, IORING_OP_LISTEN: Linux 6.11
+			struct io_uring_sqe sqe = { .opcode = listens - 1, .fd = fd, .addr = (uintptr_t)&in };
+			sqe.addr2 = sizeof in;
+			long bound = uring(sqe);
+			if (bound != -EINVAL) {
+				must(bound == 0, "bind");
+				sqe = (struct io_uring_sqe){ .opcode = listens, .fd = fd, .len = 1 };
+				must(uring(sqe) == 0, "listen");
+			}
+			close(fd), i++;
 		} else if (!strcmp(op, "ioctls")) { // N different ones
 			for (int n = 0; n < atoi(a); n++) ioctl(0, 0x777000 + n, 0);
 			i++;
