@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/io_uring.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <sched.h>
@@ -25,6 +24,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "../support/uring.h"
 
 // Younger than the headers of Debian 11.
 #define NR_openat2 437
@@ -92,30 +92,13 @@ static int socket_call(const char *how, const char *path)
 	return looked_up(syscall(SYS_sendmmsg, fd, &m, 1, 0), ECONNREFUSED);
 }
 
-// ---- io_uring, without a library
+// ---- io_uring
 
-static long uring(struct io_uring_sqe what)
+static long by_uring(struct io_uring_sqe what)
 {
-	struct io_uring_params p = { 0 };
-	int fd = syscall(SYS_io_uring_setup, 4, &p);
-	unsigned *tail, *mask, *array;
-	struct io_uring_sqe *entries;
-	struct io_uring_cqe *done;
-	char *ring;
-	must(fd);
-	ring = mmap(0, p.sq_off.array + p.sq_entries * 4 + p.cq_off.cqes + p.cq_entries * sizeof *done,
-		    PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, IORING_OFF_SQ_RING);
-	entries = mmap(0, p.sq_entries * sizeof what, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_SQES);
-	tail = (unsigned *)(ring + p.sq_off.tail);
-	mask = (unsigned *)(ring + p.sq_off.ring_mask);
-	array = (unsigned *)(ring + p.sq_off.array);
-	done = (struct io_uring_cqe *)(ring + p.cq_off.cqes);
-	entries[0] = what;
-	array[*tail & *mask] = 0;
-	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
-	must(syscall(SYS_io_uring_enter, fd, 1, 1, IORING_ENTER_GETEVENTS, 0, 0));
-	errno = done->res < 0 ? -done->res : 0;
-	return done->res < 0 ? -1 : done->res;
+	long result = uring(what);
+	errno = result < 0 ? -result : 0;
+	return result < 0 ? -1 : result;
 }
 
 static int uring_call(const char *how, const char *a, const char *b)
@@ -150,7 +133,7 @@ static int uring_call(const char *how, const char *a, const char *b)
 		sqe.addr2 = (uintptr_t)buf;
 		ADDR3(sqe) = (uintptr_t)a;
 		sqe.len = 16;
-		return looked_up(uring(sqe), ENODATA);
+		return looked_up(by_uring(sqe), ENODATA);
 	} else if (!strcmp(how, "setxattr")) {
 		sqe.opcode = OP_SETXATTR;
 		sqe.addr = (uintptr_t)"trusted.x";
@@ -177,23 +160,23 @@ static int uring_call(const char *how, const char *a, const char *b)
 		sqe.addr2 = (uintptr_t)&un;
 		ADDR_LEN(sqe) = sizeof un;
 		// a kernel that takes no address here says so in another way
-		return looked_up(uring(sqe), ECONNREFUSED);
+		return looked_up(by_uring(sqe), ECONNREFUSED);
 	} else if (!strcmp(how, "sendmsg")) {
 		sqe.opcode = IORING_OP_SENDMSG;
 		sqe.fd = syscall(SYS_socket, AF_UNIX, SOCK_DGRAM, 0);
 		sqe.addr = (uintptr_t)&message;
 		sqe.len = 1;
-		return looked_up(uring(sqe), ECONNREFUSED);
+		return looked_up(by_uring(sqe), ECONNREFUSED);
 	} else if (!strcmp(how, "connect")) {
 		sqe.opcode = IORING_OP_CONNECT;
 		sqe.fd = syscall(SYS_socket, AF_UNIX, SOCK_STREAM, 0);
 		sqe.addr = (uintptr_t)&un;
 		sqe.off = sizeof un;
-		return looked_up(uring(sqe), ECONNREFUSED);
+		return looked_up(by_uring(sqe), ECONNREFUSED);
 	} else {
 		return EINVAL;
 	}
-	return ended(uring(sqe));
+	return ended(by_uring(sqe));
 }
 
 // ---- 32-bit calls of a 64-bit program

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
-#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <netinet/in.h>
@@ -25,6 +24,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../support/uring.h"
 
 static void must(int ok, const char *what)
 {
@@ -46,27 +46,6 @@ static void refuse_getppid(void)
 	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
 	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0, "seccomp");
 	syscall(SYS_getppid);
-}
-
-// The result of one operation of io_uring.
-static long uring(struct io_uring_sqe what)
-{
-	struct io_uring_params p = { 0 };
-	int ring = syscall(SYS_io_uring_setup, 1, &p);
-	must(ring >= 0, "io_uring_setup");
-	size_t size = p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe);
-	if (size < p.sq_off.array + p.sq_entries * 4) size = p.sq_off.array + p.sq_entries * 4;
-	char *at = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
-	struct io_uring_sqe *entry =
-		mmap(0, p.sq_entries * sizeof what, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
-	must(at != MAP_FAILED && (void *)entry != MAP_FAILED, "ring");
-	*entry = what;
-	*(unsigned *)(at + p.sq_off.array) = 0;
-	__atomic_store_n((unsigned *)(at + p.sq_off.tail), 1, __ATOMIC_RELEASE);
-	must(syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) == 1, "io_uring_enter");
-	int result = ((struct io_uring_cqe *)(at + p.cq_off.cqes))->res;
-	close(ring);
-	return result;
 }
 
 static void ignore(int signal) { (void)signal; }
