@@ -59,6 +59,15 @@ pub(super) fn check(
     let shared = rootfs.tree.names_at(candidate.family_layers);
     keep::add_names(&mut keep, candidate.tree, &shared, &Reason::Family)?;
     let mut findings = verify_static(candidate.tree, &rootfs.tree, &keep);
+    // Under a recorder that answers for the filter it is never loaded.
+    if let Err(why) = runtime::check_filter(&candidate.seccomp) {
+        findings.push(Finding {
+            check: "static",
+            subject: "seccomp.oci.json".to_owned(),
+            what: format!("no runtime can load it: {why}"),
+            by: None,
+        });
+    }
     let mut verified = Verified { statically: findings.is_empty(), dynamic: None };
     let mut warnings = Vec::new();
     if let Some(spec) = spec {

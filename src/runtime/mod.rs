@@ -27,6 +27,7 @@ mod hand;
 mod helper;
 mod hooks;
 mod listener;
+mod loads;
 mod pod;
 mod probe;
 mod rootless;
@@ -36,6 +37,7 @@ mod tenant;
 
 pub use cell::Cell;
 pub use control::{exec_client, run_client};
+pub use loads::check_filter;
 pub use pod::Pod;
 pub use probe::probe;
 pub use ready::parse_ready;

@@ -210,7 +210,13 @@ impl Plan<'_> {
                 plain.entry((why, DOCKER.kernel(name))).or_default().push(name.clone());
             } else if let Verdict::AllowedIf(any) = verdict {
                 refused.remove(name);
-                special.extend(conditional(name, &any, why));
+                let mut rules = conditional(name, &any, why);
+                if name == "socket" && self.arches.contains(&Arch::X86) {
+                    // There it may also come as a socketcall, whose arguments no filter sees: libseccomp
+                    // makes one rule for that of both, and refuses it. The default's ENOSYS is left.
+                    rules.retain(|rule| rule.action == Action::Allow);
+                }
+                special.extend(rules);
             } else if self.docker && name != "clone3" {
                 let caps: Vec<String> = DOCKER.capabilities(name).map(str::to_owned).collect();
                 for cap in &caps {

@@ -51,6 +51,11 @@ const NEEDS: [Need; 4] =
     [Need::Root, Need::Program("runc"), Need::Program("crun"), Need::Program("cc")];
 
 fn recorded(names: &[&str]) -> Profile {
+    recorded_of(&[("x86_64", names)])
+}
+
+/// Calls by architecture.
+fn recorded_of(arches: &[(&str, &[&str])]) -> Profile {
     let mut profile = Profile::new(ImageIdentity {
         config_digest: Digest::of(b"c"),
         chain_id: ChainId(Digest::of(b"l")),
@@ -65,8 +70,10 @@ fn recorded(names: &[&str]) -> Profile {
         phase: "start".into(),
         ..FirstUse::default()
     };
-    let calls = profile.syscalls.entry("x86_64".into()).or_default();
-    for name in names {
+    for (arch, name) in
+        arches.iter().flat_map(|(arch, all)| all.iter().map(move |name| (arch, name)))
+    {
+        let calls = profile.syscalls.entry((*arch).into()).or_default();
         let runs = [(Digest::of(b"run"), by.clone().into())].into();
         let access = Access::from([(kind::CALL.into(), runs)]);
         calls.insert((*name).to_owned(), [(String::new(), access)].into());
@@ -204,6 +211,42 @@ fn a_recorded_hello_and_the_base_set_start_and_exec() {
                 std::fs::write(&file, process(nnp, &["hello"]).to_string()).unwrap();
                 let exec = idle.call(&["exec", "-p", file.to_str().unwrap(), &idle.id]);
                 assert_eq!(text(&exec), "hello\n", "exec: {case}");
+            }
+        }
+    }
+}
+
+/// A 64-bit image that runs something of 32 bits, too: `socket` and `socketcall` are one call on i386, by
+/// number or not, and libseccomp refuses rules that contradict each other there.
+#[test]
+fn a_filter_for_two_architectures_loads_whatever_was_recorded() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let all = |arch: Arch| arch.calls().into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    let (native, compat) = (all(Arch::X86_64), all(Arch::X86));
+    let with = |more: &[&'static str]| [&HELLO[..], more].concat();
+    let sockets = ["socket", "bind", "connect", "sendto", "shmget", "semtimedop"];
+    for (first, second, what) in [
+        (with(&[]), with(&[]), "neither has sockets"),
+        (with(&sockets), with(&[]), "the native one has sockets"),
+        (with(&[]), with(&sockets), "the other has sockets, called directly"),
+        (with(&sockets), with(&["socketcall", "ipc"]), "the other has sockets, the old way"),
+        (with(&["socket"]), with(&["socket", "socketcall"]), "and both ways"),
+        (native.clone(), compat.clone(), "all calls of both"),
+        (native.clone(), with(&[]), "all of the native ones"),
+        (with(&[]), compat.clone(), "all of the others"),
+    ] {
+        let profile = recorded_of(&[("x86_64", &first), ("x86", &second)]);
+        let list = seccomp::allowlist(&profile, &Policy::default()).unwrap();
+        assert_eq!(list.oci["architectures"], json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]));
+        let mut old_docker = list.oci.clone();
+        old_docker.as_object_mut().unwrap().remove("defaultErrnoRet");
+        for filter in [&list.oci, &old_docker] {
+            slim::runtime::check_filter(filter).unwrap_or_else(|why| panic!("{what}: {why}"));
+            for runtime in ["runc", "crun"] {
+                let hello = Bundle::new(runtime, filter, false, &["hello"]).run();
+                assert_eq!(text(&hello), "hello\n", "{what}, {runtime}");
             }
         }
     }
