@@ -96,6 +96,13 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
             let more = work.record(&mut profile, &mut summary)?;
             outcomes.push(more.outcomes);
             product = work.produce(&profile)?;
+            if more.failure.is_some() {
+                // What fails on both is not the slim image's fault, and not to be learnt from it.
+                reporter.warn(UNSTEADY);
+                summary.findings = verdict.findings.iter().map(Into::into).collect();
+                (failure, summary.script) = (more.failure, more.script);
+                break;
+            }
         }
     }
     if runtime::interrupted() {
@@ -107,6 +114,10 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
     let failure = failure.filter(|f| !(spec.keep_going && is_incomplete(f)));
     Ok(Traced { summary, failure })
 }
+
+/// Said where the original fails after it passed.
+const UNSTEADY: &str = "the original, which passed before, fails now too: script or image does not do the same \
+    each time (see container.log and what the script printed)";
 
 fn is_incomplete(failure: &PipelineError) -> bool {
     matches!(failure, PipelineError::Incomplete { .. })

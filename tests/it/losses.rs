@@ -152,6 +152,27 @@ fn verification_finds_what_the_script_tolerates() {
     assert!(said.contains(missing), "{said}");
 }
 
+/// A script that passes once and fails ever after blames the slim image only as long as the original has not
+/// failed, too.
+#[test]
+fn a_script_that_fails_on_the_original_after_all_is_told_as_that() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    let (code, said) =
+        place.trace(&["--no-restart"], "echo >>turns; [ $(wc -l <turns) = 1 ] || exit 23");
+    assert_eq!(code, 5, "{said}");
+    assert!(said.contains("which passed before, fails now too") && said.contains("23"), "{said}");
+    let summary = json(&place.out("summary.json"));
+    assert_eq!(
+        (&summary["recordings"], &summary["verified"]["dynamic"]),
+        (&2.into(), &false.into())
+    );
+    assert_eq!(summary["findings"].as_array().unwrap().len(), 1, "{summary}");
+    assert!(!place.out("image.tar").exists() && place.out("profile.json").exists());
+}
+
 #[test]
 fn after_a_finding_the_original_is_recorded_again_at_most_twice() {
     if !have(&NEEDS) {
