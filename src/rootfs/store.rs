@@ -447,7 +447,7 @@ pub(super) fn new_locked(parent: &Path, prefix: &str) -> Result<(PathBuf, File),
 }
 
 /// Twelve digits. The standard library seeds its hash maps from the kernel's random numbers.
-fn random_hex() -> String {
+pub(super) fn random_hex() -> String {
     use std::hash::{BuildHasher, Hasher};
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
