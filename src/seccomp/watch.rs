@@ -156,7 +156,7 @@ impl Watch {
     /// `linux.seccomp` of a runtime configuration with the same notifications in it, whose listener
     /// the runtime is to hand to `socket`. `profile` is the filter to be kept; `None`: unconfined.
     ///
-    /// Only what the profile allows is notified. runc refuses `write` as a notified call, and one that
+    /// Only what the profile allows is notified; and [`HANDING_OVER`] is allowed. runc refuses `write` as a notified call, and one that
     /// notifies everything: the narrower set stands in for the wider ones.
     pub fn merged(self, profile: Option<&Value>, socket: &str) -> Option<Value> {
         let watch = match self {
@@ -170,13 +170,17 @@ impl Watch {
         let rules = merged["syscalls"].as_array().cloned().unwrap_or_default();
         let mut out: Vec<Value> = Vec::new();
         let mut named = BTreeSet::new();
+        let mut handed_over = open;
         for rule in rules {
-            let listed: Vec<String> = strings(&rule["names"]);
+            let mut listed: Vec<String> = strings(&rule["names"]);
             named.extend(listed.iter().cloned());
             if rule["action"] != "SCMP_ACT_ALLOW" {
-                out.push(rule);
+                listed.retain(|name| name != HANDING_OVER);
+                let action = rule["action"].as_str().unwrap_or_default();
+                out.extend(with(&rule, action, listed));
                 continue;
             }
+            handed_over |= listed.iter().any(|name| name == HANDING_OVER);
             let (seen, rest): (Vec<_>, Vec<_>) =
                 listed.into_iter().partition(|name| names.contains(name.as_str()));
             out.extend(with(&rule, "SCMP_ACT_NOTIFY", seen));
@@ -187,11 +191,18 @@ impl Watch {
             let rest: Vec<String> = rest.map(|name| (*name).to_owned()).collect();
             out.extend(with(&json!({}), "SCMP_ACT_NOTIFY", rest));
         }
+        if !handed_over {
+            out.extend(with(&json!({}), "SCMP_ACT_ALLOW", vec![HANDING_OVER.to_owned()]));
+        }
         merged["syscalls"] = out.into();
         merged["listenerPath"] = socket.into();
         Some(merged)
     }
 }
+
+/// What crun calls under the filter only where that has a listener: it waits for the process that hands it
+/// over (seen with 1.8.1). Without it a program that never waits for another did not start.
+const HANDING_OVER: &str = "wait4";
 
 fn with(rule: &Value, action: &str, names: Vec<String>) -> Option<Value> {
     let mut rule = rule.clone();
@@ -284,7 +295,7 @@ mod tests {
             "syscalls": [
                 {"names": ["read", "stat"], "action": "SCMP_ACT_ALLOW"},
                 {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 40}]},
-                {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+                {"names": ["mount", "wait4"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
             ],
         });
         let got = Watch::Paths.merged(Some(&profile), "/s").unwrap();
@@ -295,6 +306,7 @@ mod tests {
                 {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
                 {"names": ["socket"], "action": "SCMP_ACT_NOTIFY", "args": [{"index": 0, "value": 40}]},
                 {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+                {"names": ["wait4"], "action": "SCMP_ACT_ALLOW"},
             ],
             "listenerPath": "/s",
         });
