@@ -27,6 +27,7 @@ pub(super) struct Play<'a> {
     script: Option<ScriptEnd>,
     warnings: Mutex<Vec<String>>,
     failure: Option<PipelineError>,
+    last_words: Option<String>,
 }
 
 impl<'a> Play<'a> {
@@ -49,6 +50,7 @@ impl<'a> Play<'a> {
             script: None,
             warnings: Mutex::default(),
             failure: None,
+            last_words: None,
         }
     }
 
@@ -247,7 +249,10 @@ impl<'a> Play<'a> {
     }
 
     fn fail(&mut self, error: PipelineError) {
-        self.failure.get_or_insert(error);
+        if self.failure.is_none() {
+            self.last_words = last_line(&self.input.log);
+            self.failure = Some(error);
+        }
     }
 
     fn warn(&self, text: String) {
@@ -304,6 +309,7 @@ impl<'a> Play<'a> {
             outcomes: self.outcomes,
             warnings: self.warnings.into_inner().expect("no panic while held"),
             failure: self.failure,
+            last_words: self.last_words,
         }
     }
 }
@@ -314,6 +320,12 @@ fn readiness_text(readiness: &Readiness) -> String {
         Readiness::TimedOut => "not ready in time".to_owned(),
         Readiness::Ended(ended) => ended_text(*ended),
     }
+}
+
+fn last_line(log: &std::path::Path) -> Option<String> {
+    let bytes = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
 }
 
 fn millis(time: Duration) -> u64 {

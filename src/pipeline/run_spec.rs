@@ -75,6 +75,8 @@ pub(super) struct RunOutcome {
     pub warnings: Vec<String>,
     /// What is to be reported once the results are written.
     pub failure: Option<PipelineError>,
+    /// What the container had printed last when that happened; stopping it makes it say other things.
+    pub last_words: Option<String>,
 }
 
 impl RunOutcome {

@@ -99,7 +99,6 @@ fn exercise(
 ) -> Result<(Vec<Finding>, Vec<String>), PipelineError> {
     let run_dir = folder.join("run");
     std::fs::create_dir_all(&run_dir).map_err(io_at("cannot make", &run_dir))?;
-    let log = run_dir.join("container.log");
     let took = script_took(candidate.profile);
     let bounded = spec.script_timeout.or_else(|| took.map(patience));
     let spec = &RunSpec { script_timeout: bounded, ..spec.clone() };
@@ -111,7 +110,7 @@ fn exercise(
         run_dir: &run_dir,
         purpose: "verify",
         seccomp: ("slim".to_owned(), Some(candidate.seccomp.clone())),
-        log: log.clone(),
+        log: run_dir.join("container.log"),
     };
     let mut outcome = match run(&input, reporter) {
         Ok(outcome) => outcome,
@@ -126,7 +125,9 @@ fn exercise(
     outcome.fold(&mut seen, candidate.tree)?;
     let mut findings = verify_dynamic(candidate.profile, &seen, candidate.tree, candidate.keep);
     if let Some(failure) = &outcome.failure {
-        let last = std::fs::read(&log).map(|bytes| last_line(&bytes)).unwrap_or_default();
+        let last = outcome.last_words.as_ref();
+        let last = last.map(|line| format!(" (the container's last line: {line:?})"));
+        let last = last.unwrap_or_default();
         let failure = match (took, &outcome.script) {
             (Some(took), Some(ScriptEnd::TimedOut)) => format!(
                 "the script did not end within {} s; on the original it took {} s",
@@ -173,12 +174,6 @@ fn brief(failure: &PipelineError) -> String {
         PipelineError::Script { how } => format!("the script {how}"),
         other => other.to_string(),
     }
-}
-
-fn last_line(log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty());
-    line.map(|line| format!(" (the container's last line: {line:?})")).unwrap_or_default()
 }
 
 /// What health checks and restart came to on the slim image but on no run of the original.

@@ -159,7 +159,9 @@ fn a_script_that_fails_on_the_original_after_all_is_told_as_that() {
     if !have(&NEEDS) {
         return;
     }
-    let place = Place::new(&SERVICE);
+    let mut service = SERVICE;
+    service[5] = "echo works; trap 'echo stops; exit 0' TERM; while :; do sleep 0.1; done";
+    let place = Place::new(&service);
     let (code, said) =
         place.trace(&["--no-restart"], "echo >>turns; [ $(wc -l <turns) = 1 ] || exit 23");
     assert_eq!(code, 5, "{said}");
@@ -170,6 +172,8 @@ fn a_script_that_fails_on_the_original_after_all_is_told_as_that() {
         (&2.into(), &false.into())
     );
     assert_eq!(summary["findings"].as_array().unwrap().len(), 1, "{summary}");
+    let what = summary["findings"][0]["what"].as_str().unwrap();
+    assert!(what.contains("last line: \"works\""), "{what}");
     assert!(!place.out("image.tar").exists() && place.out("profile.json").exists());
 }
 
