@@ -167,8 +167,8 @@ impl<'a> Work<'a> {
         crate::sys::memory::share_arena();
         needs_root()?;
         filter_of(&spec.run.options)?;
-        let results = Results::open(&spec.output)?;
         let image = source::open(&spec.image, &spec.access)?;
+        let results = Results::open(&spec.output)?;
         let wanted = spec.product.fit(&image, &spec.policy)?;
         let store = Store::open(spec.store.as_deref())?;
         let run_dir = store.new_run()?;

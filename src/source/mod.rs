@@ -34,7 +34,7 @@ pub use stored::{Stored, image_file, stored};
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(
-        "no image at {}: give oci:PATH[:TAG], oci-archive:PATH[:TAG], docker-archive:PATH[:REF] or the path of one of these",
+        "no image at the path {}: give oci:PATH[:TAG], oci-archive:PATH[:TAG], docker-archive:PATH[:REF] or the path of one of these",
         path.display()
     )]
     NotFound { path: PathBuf },
