@@ -186,11 +186,14 @@ def main():
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--engines", default="docker,runc,crun")
     parser.add_argument("--work", default="/var/tmp/slim-corpus-report")
+    parser.add_argument("--make", action="store_true", help="make the images that are missing, and no more")
     parser.add_argument("names", nargs="*", default=NAMES)
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
     engines = args.engines.split(",")
-    subprocess.run([CORPUS + "/make-image.sh", *args.names], check=True, env=dict(os.environ, CORPUS_OUT=OUT))
+    if args.make:
+        subprocess.run([CORPUS + "/make-image.sh", *args.names], check=True, env=dict(os.environ, CORPUS_OUT=OUT))
+        return
     columns = ["files", "mb", "calls", *engines, "seconds"]
     line = "%-10s" + "%16s" * (len(columns) + 1)
     print(line % ("image", *columns, "verdict"), flush=True)
