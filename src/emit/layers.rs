@@ -27,7 +27,9 @@ pub(super) fn write(
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Written>, EmitError> {
     let progress = Progress::new(image, plan, progress);
-    let mut ready = before(places.packed, plan, packing, blobs, &progress)?;
+    // what is only copied is as soon written anew
+    let store = places.packed.filter(|_| packing.compression != Compression::None);
+    let mut ready = before(store, plan, packing, blobs, &progress)?;
     let to_write =
         plan.filtered().filter(|(at, _)| ready.get(at).is_none_or(|(_, it)| it.is_none()));
     let mut contents = Contents::new(image, places.unpacked, to_write.map(|(_, it)| it), blobs);
@@ -45,7 +47,7 @@ pub(super) fn write(
                 Some((_, Some(written))) => written,
                 unknown => {
                     let written = filter(filtered, &mut contents, packing, blobs, &progress)?;
-                    if let Some((packed, (key, _))) = places.packed.zip(unknown) {
+                    if let Some((packed, (key, _))) = store.zip(unknown) {
                         packed::offer(packed, key, &written, blobs);
                     }
                     written

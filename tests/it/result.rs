@@ -252,6 +252,9 @@ fn a_layer_that_was_packed_before_is_not_packed_again() {
         assert_eq!(write(&both, other, true).0, 0, "{other:?}");
     }
     assert_eq!(write(&both, Packing { level: Some(5), threads: 7, ..gzip }, true), (2, alone));
+    for _ in 0..2 {
+        assert_eq!(write(&both, packing(Compression::None, 2), true).0, 0, "nothing to be saved");
+    }
     // Damaged ones, or others' in their place, are packed again, and mended with that.
     let folders: Vec<PathBuf> = std::fs::read_dir(dir.path().join("store/packed"))
         .unwrap()
