@@ -74,10 +74,9 @@ impl Store {
 
     pub(super) fn list(&self, name: &str) -> Result<Vec<PathBuf>, RootfsError> {
         let folder = self.path.join(name);
-        let entries = match std::fs::read_dir(&folder) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|e| RootfsError::io("list", &folder, e))?,
-        };
+        let entries = there(std::fs::read_dir(&folder));
+        let entries = entries.map_err(|e| RootfsError::io("list", &folder, e))?;
+        let entries = entries.into_iter().flatten();
         let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
         paths.sort();
         Ok(paths)

@@ -42,9 +42,8 @@ impl Store {
 
     fn try_to_keep(&self, key: Digest, note: &[u8], blob: &Path) -> Result<(), RootfsError> {
         let Some(room) = self.room()? else { return Ok(()) };
-        let failed = |what, path: &Path, error| RootfsError::io(what, path, error);
-        let size = std::fs::metadata(blob).map_err(|e| failed("look at", blob, e))?.len();
-        if size > room {
+        let found = std::fs::metadata(blob).map_err(|e| RootfsError::io("look at", blob, e))?;
+        if found.len() > room {
             return Ok(());
         }
         let all = self.folder(PACKED)?;
@@ -58,13 +57,11 @@ impl Store {
         drop(lock);
         let last = all.join(key.hex());
         // One that is there already did not serve.
-        if last.exists() {
-            remove_unused(&last)?;
-        }
+        remove_unused(&last)?;
         let named = noted.and_then(|()| std::fs::rename(&folder, &last));
         if let Err(error) = named {
             remove_unused(&folder)?;
-            return Err(failed("write", &folder, error));
+            return Err(RootfsError::io("write", &folder, error));
         }
         self.make_room(room)
     }
@@ -72,8 +69,7 @@ impl Store {
     /// How many bytes packed layers may take; `None` where files are memory.
     fn room(&self) -> Result<Option<u64>, RootfsError> {
         const TMPFS_MAGIC: i64 = 0x0102_1994;
-        let found = rustix::fs::statfs(&self.path)
-            .map_err(|e| RootfsError::io("look at the store", &self.path, e))?;
+        let found = self.file_system()?;
         let free = found.f_bavail.saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
         Ok((found.f_type != TMPFS_MAGIC).then_some(MOST.min(free / 10)))
     }
