@@ -250,7 +250,8 @@ impl<'a> Play<'a> {
 
     fn fail(&mut self, error: PipelineError) {
         if self.failure.is_none() {
-            self.last_words = last_line(&self.input.log);
+            let printed = std::fs::read(&self.input.log).ok();
+            self.last_words = printed.and_then(|printed| runtime::last_line(&printed));
             self.failure = Some(error);
         }
     }
@@ -320,12 +321,6 @@ fn readiness_text(readiness: &Readiness) -> String {
         Readiness::TimedOut => "not ready in time".to_owned(),
         Readiness::Ended(ended) => ended_text(*ended),
     }
-}
-
-fn last_line(log: &std::path::Path) -> Option<String> {
-    let bytes = std::fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
 }
 
 fn millis(time: Duration) -> u64 {

@@ -309,6 +309,12 @@ fn program_override() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
 
+/// The last line of an output that is not blank.
+pub(crate) fn last_line(output: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(output);
+    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+}
+
 /// The hidden re-executions of this binary (pid-1 helper, runtime shim, hook that mounts, starter of
 /// hooks, script supervisor, clients of the control socket): never returns if `args` (the command line
 /// without the program) is one of them. To be called before anything else, while the process has one thread.

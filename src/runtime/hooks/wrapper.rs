@@ -346,8 +346,7 @@ impl Tail {
 
     /// For the end of a sentence.
     fn last_line(&self) -> String {
-        let text = String::from_utf8_lossy(&self.text);
-        let line = text.lines().rev().find(|line| !line.trim().is_empty());
+        let line = crate::runtime::last_line(&self.text);
         line.map(|line| format!(" (its last line: {:?})", line.trim())).unwrap_or_default()
     }
 }
