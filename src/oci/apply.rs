@@ -3,7 +3,7 @@
 //!
 //! `rootfs` and `emit` both replay layers through this, so they number inodes alike.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -285,7 +285,6 @@ impl Stack {
 
     fn create(&mut self, path: RootPath, entry: &Entry) -> Applied {
         self.parents(&path);
-        self.make_room(&path);
         let kind = match &entry.kind {
             EntryKind::File { size, content, facts } => NodeKind::File {
                 size: *size,
@@ -299,7 +298,13 @@ impl Stack {
         };
         let node = self.node(kind, &entry.meta);
         let inode = node.inode;
-        self.tree.nodes.insert(path.clone(), node.into());
+        match self.tree.nodes.entry(path.clone()) {
+            btree_map::Entry::Vacant(room) => drop(room.insert(node.into())),
+            btree_map::Entry::Occupied(_) => {
+                self.make_room(&path);
+                self.tree.nodes.insert(path.clone(), node.into());
+            }
+        }
         Applied::New { path, inode }
     }
 

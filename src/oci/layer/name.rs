@@ -58,30 +58,35 @@ pub(super) fn is_ignored(raw: &[u8]) -> bool {
 
 /// A path relative to the root, `..` resolved by name; an error says how it leaves the root.
 pub(super) fn clean(raw: &[u8]) -> Result<RootPath, String> {
-    if raw.contains(&0) {
-        return Err("a name with a NUL byte".into());
-    }
-    let mut path = Vec::with_capacity(raw.len() + 1);
-    for name in raw.split(|b| *b == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." => match path.iter().rposition(|b| *b == b'/') {
-                Some(at) => path.truncate(at),
-                None => return Err(format!("`{}` climbs above the root", escape(raw))),
-            },
-            name => {
-                path.push(b'/');
-                path.extend_from_slice(name);
-            }
-        }
-    }
-    let long = path.len() > MAX_NAME && path.split(|b| *b == b'/').any(|n| n.len() > MAX_NAME);
-    if long || path.len() > MAX_PATH {
+    // Only a name with `..` or a NUL is none by itself.
+    let path = RootPath::parse(raw).map_or_else(|| climb(raw), Ok)?;
+    let raw = path.as_bytes();
+    let long = raw.len() > MAX_NAME && path.components().any(|name| name.len() > MAX_NAME);
+    if long || raw.len() > MAX_PATH {
         return Err(format!(
             "a name of more than {MAX_NAME} bytes, or {MAX_PATH} with its folders"
         ));
     }
-    RootPath::parse(&path).ok_or_else(|| "a name that is no path".into())
+    Ok(path)
+}
+
+/// A name with `..`, which takes the name before it away.
+fn climb(raw: &[u8]) -> Result<RootPath, String> {
+    if raw.contains(&0) {
+        return Err("a name with a NUL byte".into());
+    }
+    let mut names = Vec::new();
+    for name in raw.split(|b| *b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => {
+                let above = || format!("`{}` climbs above the root", escape(raw));
+                names.pop().ok_or_else(above)?;
+            }
+            name => names.push(name),
+        }
+    }
+    RootPath::parse(&names.join(&b'/')).ok_or_else(|| "a name that is no path".into())
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct TarReader<R> {
     inner: R,
     layer: usize,
     diff_id: DiffId,
+    /// The header at hand, in one place: half a kilobyte is dear to move a million times.
+    header: Box<tar::Header>,
     /// The name of the last entry seen, for messages.
     after: Option<Vec<u8>>,
     segments: VecDeque<Segment>,
@@ -66,7 +68,8 @@ impl Extra {
 impl<R: BufRead> TarReader<R> {
     /// `layer` and `diff_id` are for messages.
     pub fn new(inner: R, layer: usize, diff_id: DiffId) -> Self {
-        Self { inner, layer, diff_id, after: None, segments: VecDeque::new(), padding: 0 }
+        let header = Box::new(tar::Header::new_old());
+        Self { inner, layer, diff_id, header, after: None, segments: VecDeque::new(), padding: 0 }
     }
 
     /// The reader underneath, for what follows the archive's end.
@@ -74,13 +77,18 @@ impl<R: BufRead> TarReader<R> {
         &mut self.inner
     }
 
+    /// True if the content of the entry at hand is a stretch of the archive.
+    pub fn is_in_one_piece(&self) -> bool {
+        self.segments.len() == 1 && matches!(self.segments[0], Segment::Data(_))
+    }
+
     /// The next entry; what is left of the last one's content is skipped.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
         loop {
             let found = self.next_header().map_err(|why| self.broken(&why))?;
-            let Some((header, extra)) = found else { return Ok(None) };
-            let raw = name(&header, &extra);
-            let entry = self.entry(&header, &extra, &raw);
+            let Some(extra) = found else { return Ok(None) };
+            let raw = name(&self.header, &extra);
+            let entry = self.entry(&extra, &raw);
             self.after = Some(raw);
             if let Some(entry) = entry.map_err(|why| self.refused(why))? {
                 return Ok(Some(entry));
@@ -93,8 +101,8 @@ impl<R: BufRead> TarReader<R> {
     pub fn skip_entry(&mut self) -> Result<bool, LayerError> {
         loop {
             let found = self.next_header().map_err(|why| self.broken(&why))?;
-            let Some((header, extra)) = found else { return Ok(false) };
-            let raw = name(&header, &extra);
+            let Some(extra) = found else { return Ok(false) };
+            let raw = name(&self.header, &extra);
             let raw = extra.get("GNU.sparse.name").unwrap_or(&raw);
             if !is_ignored(raw) {
                 return Ok(true);
@@ -121,49 +129,55 @@ impl<R: BufRead> TarReader<R> {
         self.broken(error)
     }
 
-    fn next_header(&mut self) -> io::Result<Option<(tar::Header, Extra)>> {
+    /// Goes on to the header of the next entry.
+    fn next_header(&mut self) -> io::Result<Option<Extra>> {
         self.skip_content()?;
         let mut extra = Extra::default();
         let mut budget = MAX_HEADER_DATA;
         loop {
-            let Some(header) = self.header()? else { return Ok(None) };
-            let size = number(&header.as_old().size).and_then(|n| u64::try_from(n).ok());
+            if !self.read_header()? {
+                return Ok(None);
+            }
+            let size = number(&self.header.as_old().size).and_then(|n| u64::try_from(n).ok());
             let size = size.ok_or_else(|| bad("a header whose size is no number"))?;
-            match header.as_bytes()[156] {
+            match self.header.as_bytes()[156] {
                 b'L' => extra.name = Some(text(self.header_data(size, &mut budget)?)),
                 b'K' => extra.link = Some(text(self.header_data(size, &mut budget)?)),
                 b'x' => extra.pax.extend(pax_records(&self.header_data(size, &mut budget)?)?),
                 // Engines leave what a global header says alone (Go's archive/tar keeps no state from
                 // one entry to the next), so the container never sees it.
                 b'g' => drop(self.header_data(size, &mut { MAX_HEADER_DATA })?),
-                _ => return self.start_content(header, extra, size).map(Some),
+                _ => {
+                    self.start_content(&extra, size)?;
+                    return Ok(Some(extra));
+                }
             }
         }
     }
 
-    /// One header; `None` at the end of the archive (a block of zeros, or no more bytes).
-    fn header(&mut self) -> io::Result<Option<tar::Header>> {
-        let mut header = tar::Header::new_old();
-        let block = header.as_mut_bytes();
+    /// Reads one header; false at the end of the archive (a block of zeros, or no more bytes).
+    fn read_header(&mut self) -> io::Result<bool> {
+        let block = self.header.as_mut_bytes();
         let mut filled = 0;
         while filled < block.len() {
             match self.inner.read(&mut block[filled..])? {
-                0 if filled == 0 => return Ok(None),
+                0 if filled == 0 => return Ok(false),
                 0 => return Err(bad("it ends inside a header")),
                 n => filled += n,
             }
         }
         if block.iter().all(|b| *b == 0) {
-            return Ok(None);
+            return Ok(false);
         }
-        let sum = |add: fn(u8) -> i64| -> i64 {
-            let rest = block[..148].iter().chain(&block[156..]).map(|b| add(*b)).sum::<i64>();
-            rest + 8 * i64::from(b' ')
-        };
         let want = number(&block[148..156]);
+        let (before, after) = (&block[..148], &block[156..]);
+        let blanks = 8 * i64::from(b' ');
+        let plain = |part: &[u8]| part.iter().map(|b| u32::from(*b)).sum::<u32>();
+        let signed = |part: &[u8]| part.iter().map(|b| i64::from(*b as i8)).sum::<i64>();
         // Some old writers summed signed bytes (POSIX pax, "ustar Interchange Format", rationale).
-        let sound = want == Some(sum(i64::from)) || want == Some(sum(|b| i64::from(b as i8)));
-        if sound { Ok(Some(header)) } else { Err(bad("a header whose checksum is wrong")) }
+        let sound = want == Some(i64::from(plain(before) + plain(after)) + blanks)
+            || want == Some(signed(before) + signed(after) + blanks);
+        if sound { Ok(true) } else { Err(bad("a header whose checksum is wrong")) }
     }
 
     /// `budget` is what the headers of one entry may still have.
@@ -178,13 +192,8 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// Lays out what follows the header: how many bytes, and where the holes of a sparse file are.
-    fn start_content(
-        &mut self,
-        header: tar::Header,
-        extra: Extra,
-        size: u64,
-    ) -> io::Result<(tar::Header, Extra)> {
-        let kind = header.as_bytes()[156];
+    fn start_content(&mut self, extra: &Extra, size: u64) -> io::Result<()> {
+        let kind = self.header.as_bytes()[156];
         let stored = match kind {
             b'1'..=b'6' => 0, // a header alone, whatever its size says
             _ => extra.number("size").map_err(|why| bad(&why))?.unwrap_or(size),
@@ -193,19 +202,21 @@ impl<R: BufRead> TarReader<R> {
             return Err(bad("an entry larger than any file"));
         }
         self.padding = stored.next_multiple_of(BLOCK) - stored;
-        self.segments = match kind {
-            b'S' => self.old_sparse(&header, stored)?,
-            _ => match self.pax_sparse(&extra, stored)? {
-                Some(segments) => segments,
-                None => VecDeque::from([Segment::Data(stored)]),
-            },
+        let sparse = match kind {
+            b'S' => Some(self.old_sparse(stored)?),
+            _ => self.pax_sparse(extra, stored)?,
         };
-        Ok((header, extra))
+        match sparse {
+            Some(segments) => self.segments = segments,
+            None => self.segments.push_back(Segment::Data(stored)),
+        }
+        Ok(())
     }
 
     /// The old GNU format: map in the header and in extension blocks after it (GNU tar manual,
     /// "Old GNU Format").
-    fn old_sparse(&mut self, header: &tar::Header, stored: u64) -> io::Result<VecDeque<Segment>> {
+    fn old_sparse(&mut self, stored: u64) -> io::Result<VecDeque<Segment>> {
+        let header = self.header.clone();
         let gnu = header.as_gnu().ok_or_else(|| bad("a sparse entry without a GNU header"))?;
         let real = number(&gnu.realsize).and_then(|n| u64::try_from(n).ok());
         let mut map = Vec::new();
@@ -298,12 +309,7 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    fn entry(
-        &self,
-        header: &tar::Header,
-        extra: &Extra,
-        raw: &[u8],
-    ) -> Result<Option<Entry>, String> {
+    fn entry(&self, extra: &Extra, raw: &[u8]) -> Result<Option<Entry>, String> {
         let sparse_name = extra.get("GNU.sparse.name");
         let path = match parse_name(sparse_name.unwrap_or(raw))? {
             Name::Ignored => return Ok(None),
@@ -317,7 +323,7 @@ impl<R: BufRead> TarReader<R> {
             }
             Name::Plain(path) => path,
         };
-        let kind = self.kind(header, extra, raw)?;
+        let kind = self.kind(extra, raw)?;
         if path.is_root() && kind != EntryKind::Dir {
             return Err("the root can only be a directory".into());
         }
@@ -325,10 +331,11 @@ impl<R: BufRead> TarReader<R> {
         if kind == (EntryKind::Char { major: 0, minor: 0 }) {
             return Ok(Some(Entry { path, kind: EntryKind::Whiteout, meta: Meta::default() }));
         }
-        Ok(Some(Entry { path, kind, meta: meta(header, extra)? }))
+        Ok(Some(Entry { path, kind, meta: meta(&self.header, extra)? }))
     }
 
-    fn kind(&self, header: &tar::Header, extra: &Extra, raw: &[u8]) -> Result<EntryKind, String> {
+    fn kind(&self, extra: &Extra, raw: &[u8]) -> Result<EntryKind, String> {
+        let header = &self.header;
         let link = || -> Vec<u8> {
             let long = extra.link.clone().or_else(|| extra.get("linkpath").map(<[u8]>::to_vec));
             long.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned())
@@ -524,13 +531,13 @@ fn number(raw: &[u8]) -> Option<i64> {
 
 /// Digits up to a NUL, a blank or the end: what nearly all writers write. `None` for anything else.
 fn octal(raw: &[u8]) -> Option<i64> {
-    let end = raw.iter().position(|b| matches!(b, 0 | b' ')).unwrap_or(raw.len());
-    let (digits, rest) = raw.split_at(end);
-    let mut blanks = rest.iter().take_while(|b| **b != 0);
-    if !matches!(end, 1..=20) || !blanks.all(|b| *b == b' ') {
-        return None;
+    let (mut value, mut end) = (0, 0);
+    for digit in raw.iter().take_while(|b| !matches!(b, 0 | b' ')) {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 8)?;
+        (value, end) = (value << 3 | i64::from(digit), end + 1);
     }
-    digits.iter().try_fold(0, |n, b| matches!(b, b'0'..=b'7').then(|| n << 3 | i64::from(b - b'0')))
+    let mut blanks = raw[end..].iter().take_while(|b| **b != 0);
+    (matches!(end, 1..=20) && blanks.all(|b| *b == b' ')).then_some(value)
 }
 
 /// `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record, so that values may hold anything.

@@ -6,7 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,8 @@ use super::{Compression, Entry, EntryKind, LayerError, TarReader};
 
 const CHUNK: usize = 256 << 10;
 const AHEAD: usize = 16;
+/// Less than a chunk: a layer that is stored as it is goes into the chunks past the buffer.
+const BUFFER: usize = 64 << 10;
 
 /// One layer, being read. [`LayerStream::finish`] must be called for its digests to be checked.
 pub struct LayerStream {
@@ -29,6 +31,7 @@ pub struct LayerStream {
     diff_id: DiffId,
     /// False for a layer that was verified before.
     verify: bool,
+    plain: bool,
     thread: Option<JoinHandle<io::Result<Pumped>>>,
     read: Arc<AtomicU64>,
     limits: Limits,
@@ -59,16 +62,19 @@ fn start(image: &Image, index: usize, verify: bool) -> Result<LayerStream, Layer
     let (compression, source) = sniff(source).map_err(unread)?;
     let hash = verify.then(Sha256::new);
     let source = Counted { inner: source, hash, size: 0, progress };
-    let source = BufReader::with_capacity(CHUNK, source);
+    let source = BufReader::with_capacity(BUFFER, source);
     // Stored as it is, its blob's digest is its diffID.
     let hash = (verify && compression != Compression::None).then(Sha256::new);
     let (sender, receiver) = sync_channel(AHEAD);
-    let thread = std::thread::spawn(move || pump(source, compression, &sender));
+    let (used, spare) = channel();
+    let thread = std::thread::spawn(move || pump(source, compression, &sender, &spare));
     let (limits, spent) = (image.blobs.limits(), Spent::default());
-    let chunks = Chunks { receiver, chunk: Vec::new(), at: 0, hash, left: limits.bytes };
+    let chunks =
+        Chunks { receiver, used, chunk: Vec::new(), at: 0, before: 0, hash, left: limits.bytes };
     let tar = TarReader::new(chunks, index, diff_id);
     let thread = Some(thread);
-    Ok(LayerStream { tar, layer: index, blob, diff_id, verify, thread, read, limits, spent })
+    let plain = compression == Compression::None;
+    Ok(LayerStream { tar, layer: index, blob, diff_id, verify, plain, thread, read, limits, spent })
 }
 
 /// How a blob is compressed, by its first bytes; and the whole blob.
@@ -89,6 +95,19 @@ impl LayerStream {
         // Before the content is read: a hole of any size takes a few bytes of the layer.
         let why = self.spent.add(size, self.limits).filter(|_| entry.is_some());
         why.map_or(Ok(entry), |why| Err(LayerError::Limit { layer: self.layer, why }))
+    }
+
+    /// True if the layer is stored as it is.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Where in the layer's tar the content of the entry at hand begins, if nothing of it was read and it
+    /// lies there in one piece.
+    pub fn content_at(&mut self) -> Option<u64> {
+        let whole = self.tar.is_in_one_piece();
+        let chunks = self.tar.inner_mut();
+        whole.then(|| chunks.before + chunks.at as u64)
     }
 
     /// Passes over the next entry, see [`TarReader::skip_entry`].
@@ -216,8 +235,9 @@ fn pump(
     mut source: BufReader<Counted>,
     compression: Compression,
     out: &SyncSender<Vec<u8>>,
+    spare: &Receiver<Vec<u8>>,
 ) -> io::Result<Pumped> {
-    let mut error = decode(&mut source, compression, out).err();
+    let mut error = decode(&mut source, compression, out, spare).err();
     if error.as_ref().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         error = None; // whoever read the entries went away and has a reason of its own
     } else {
@@ -232,17 +252,23 @@ fn decode(
     blob: &mut BufReader<Counted>,
     compression: Compression,
     out: &SyncSender<Vec<u8>>,
+    spare: &Receiver<Vec<u8>>,
 ) -> io::Result<()> {
     match compression {
-        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(blob), out),
-        Compression::Zstd => send(zstd::stream::read::Decoder::with_buffer(blob)?, out),
-        Compression::None => send(blob, out),
+        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(blob), out, spare),
+        Compression::Zstd => send(zstd::stream::read::Decoder::with_buffer(blob)?, out, spare),
+        Compression::None => send(blob, out, spare),
     }
 }
 
-fn send(mut from: impl Read, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
+fn send(
+    mut from: impl Read,
+    out: &SyncSender<Vec<u8>>,
+    spare: &Receiver<Vec<u8>>,
+) -> io::Result<()> {
     loop {
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = spare.try_recv().unwrap_or_default();
+        chunk.resize(CHUNK, 0);
         let mut filled = 0;
         while filled < CHUNK {
             match from.read(&mut chunk[filled..]) {
@@ -282,8 +308,12 @@ impl Read for Counted {
 /// The uncompressed bytes, hashed as they are read.
 struct Chunks {
     receiver: Receiver<Vec<u8>>,
+    /// Takes chunks back, to be filled again.
+    used: Sender<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
+    /// Bytes of the chunks before this one.
+    before: u64,
     hash: Option<Sha256>,
     /// Bytes that may follow.
     left: u64,
@@ -301,7 +331,10 @@ impl BufRead for Chunks {
             if let Some(hash) = &mut self.hash {
                 hash.update(&chunk);
             }
-            (self.chunk, self.at) = (chunk, 0);
+            let used = std::mem::replace(&mut self.chunk, chunk);
+            (self.at, self.before) = (0, self.before + used.len() as u64);
+            // At its end the thread takes none any more.
+            let _ = self.used.send(used);
         }
         Ok(&self.chunk[self.at..])
     }
