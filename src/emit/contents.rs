@@ -1,12 +1,13 @@
 //! The contents of the original's files, in the order in which the result wants them.
 //!
-//! Each layer is read once, and only as far as something in it is wanted; what comes before its turn
-//! waits. The layers were verified as a whole when they were indexed, so here each content is held
-//! against the digest that it had then.
+//! What was unpacked or set aside is taken from there. For the rest each layer is read once more, and only
+//! as far as something in it is wanted; what comes before its turn waits. The layers were verified as a
+//! whole when they were indexed, so here each content is held against the digest that it had then.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -16,16 +17,18 @@ use crate::oci::Image;
 use crate::oci::layer::{self, LayerError, LayerStream};
 
 use super::plan::{Filtered, Kept};
-use super::{EmitError, Unpacked};
+use super::{EmitError, Places};
 
 /// Content kept in memory while it waits for its layer; more goes to a temporary file.
 const SPOOL: usize = 1 << 20;
 const CHUNK: usize = 128 << 10;
+/// As much is read at a time of what was set aside: the next content may be near, or far.
+const NEAR: usize = 32 << 10;
 
 /// What is wanted, and where reading is.
 pub(super) struct Contents<'a> {
     image: &'a Image,
-    unpacked: Option<&'a Unpacked<'a>>,
+    places: Places<'a>,
     /// For messages.
     blobs: &'a Path,
     /// What is wanted, by inode, so in the order of the layers and of their entries.
@@ -34,17 +37,45 @@ pub(super) struct Contents<'a> {
     waiting: HashMap<u64, (tempfile::SpooledTempFile, Digest)>,
     /// The layer being read, and how many entries of it were.
     open: Option<(usize, LayerStream, u64)>,
+    /// Where contents that were set aside are read.
+    set_aside: Option<BufReader<Section<'a>>>,
+}
+
+/// A file that is read without moving its offset, which others may share.
+struct Section<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buf, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for Section<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(_) => None,
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
 }
 
 impl<'a> Contents<'a> {
     /// Those of some filtered layers.
     pub fn new<'f, 'n: 'f>(
         image: &'a Image,
-        unpacked: Option<&'a Unpacked<'a>>,
+        places: Places<'a>,
         filtered: impl Iterator<Item = &'f Filtered<'n>>,
         blobs: &'a Path,
     ) -> Self {
-        let read = |group: &&Kept<'_>| unpacked.is_none() || own_name(group).is_none();
+        let read = |group: &&Kept<'_>| places.unpacked.is_none() || own_name(group).is_none();
         let wanted =
             filtered.flat_map(Filtered::groups).filter(read).filter_map(|group| {
                 match group.first()?.1 {
@@ -52,14 +83,19 @@ impl<'a> Contents<'a> {
                     _ => None,
                 }
             });
-        Self { unpacked, ..Self::of(image, wanted.collect(), blobs) }
+        let set_aside =
+            |inode: &u64| places.aside.is_some_and(|aside| aside.find(*inode).is_some());
+        let wanted: Vec<u64> = wanted.filter(|inode| !set_aside(inode)).collect();
+        tracing::debug!(contents = wanted.len(), "contents for which layers are read once more");
+        Self { places, ..Self::of(image, wanted, blobs) }
     }
 
     /// The contents of these inodes, each a file that is not empty, read from the layers.
     pub fn of(image: &'a Image, mut wanted: Vec<u64>, blobs: &'a Path) -> Self {
         wanted.sort_unstable();
         let (wanted, waiting) = (wanted.into_iter(), HashMap::new());
-        Self { image, unpacked: None, blobs, wanted, waiting, open: None }
+        let (places, open, set_aside) = (Places::default(), None, None);
+        Self { image, places, blobs, wanted, waiting, open, set_aside }
     }
 
     /// Copies the content of an inode, given its names, to `out`; each one can be had once.
@@ -69,13 +105,16 @@ impl<'a> Contents<'a> {
         want: Digest,
         out: &mut impl Write,
     ) -> Result<(), EmitError> {
-        let Some((name, Node { inode, .. })) = names.first() else { return Ok(()) };
+        let Some((name, Node { kind, inode, .. })) = names.first() else { return Ok(()) };
         let layer = layer_of(*inode);
-        let own = self.unpacked.zip(own_name(names));
+        let size = if let NodeKind::File { size, .. } = kind { *size } else { 0 };
+        let own = self.places.unpacked.zip(own_name(names));
         if let Some((unpacked, path)) = own {
             match unpacked(layer, path) {
-                Ok(mut file) => {
-                    let got = self.drain(&mut file, out)?;
+                Ok(file) => {
+                    let room = usize::try_from(size).unwrap_or(CHUNK).clamp(1, CHUNK);
+                    let mut file = BufReader::with_capacity(room, file);
+                    let got = self.drain(&mut file, u64::MAX, out)?;
                     let path = path.clone();
                     return match got == want {
                         true => Ok(()),
@@ -85,6 +124,11 @@ impl<'a> Contents<'a> {
                 // An engine may have removed what was to be used in its place.
                 Err(error) => tracing::info!(%path, %error, "its content is read from the layer"),
             }
+        }
+        let set_aside = self.places.aside.and_then(|aside| aside.find(*inode));
+        if let Some((file, offset)) = set_aside {
+            let got = self.fetch(file, offset, size, out)?;
+            return held_against(want, got, layer, name);
         }
         let got = match self.waiting.remove(inode) {
             Some((mut spool, digest)) => {
@@ -98,23 +142,53 @@ impl<'a> Contents<'a> {
             }
             None => self.reach(*inode, out)?,
         };
-        if got == want {
-            return Ok(());
-        }
-        Err(LayerError::Changed { layer, entry: name.to_string(), want, got }.into())
+        held_against(want, got, layer, name)
     }
 
-    /// Copies a file; the digest of what it had.
-    fn drain(&self, file: &mut File, out: &mut impl Write) -> Result<Digest, EmitError> {
-        let (mut hash, mut buf) = (Sha256::new(), vec![0; CHUNK]);
-        loop {
-            let n = file.read(&mut buf).map_err(EmitError::Unread)?;
-            if n == 0 {
-                return Ok(Digest::from_raw(hash.finalize().into()));
+    /// Copies a content that was set aside.
+    fn fetch(
+        &mut self,
+        file: &'a File,
+        offset: u64,
+        size: u64,
+        out: &mut impl Write,
+    ) -> Result<Digest, EmitError> {
+        let same = |open: &BufReader<Section<'_>>| std::ptr::eq(open.get_ref().file, file);
+        let open = self.set_aside.take().filter(same);
+        let new = || BufReader::with_capacity(NEAR, Section { file, at: 0 });
+        let mut reader = open.unwrap_or_else(new);
+        // Most often it begins where the last one ended, or soon after.
+        let at = reader.get_ref().at - reader.buffer().len() as u64;
+        let moved = match i64::try_from(i128::from(offset) - i128::from(at)) {
+            Ok(gap) => reader.seek_relative(gap),
+            Err(_) => reader.seek(SeekFrom::Start(offset)).map(drop),
+        };
+        moved.map_err(EmitError::Unread)?;
+        let digest = self.drain(&mut reader, size, out)?;
+        self.set_aside = Some(reader);
+        Ok(digest)
+    }
+
+    /// Copies what is left, or the next `len` bytes; the digest of that.
+    fn drain(
+        &self,
+        from: &mut impl BufRead,
+        mut len: u64,
+        out: &mut impl Write,
+    ) -> Result<Digest, EmitError> {
+        let mut hash = Sha256::new();
+        while len > 0 {
+            let there = from.fill_buf().map_err(EmitError::Unread)?;
+            if there.is_empty() {
+                break;
             }
-            hash.update(&buf[..n]);
-            out.write_all(&buf[..n]).map_err(|e| EmitError::write(self.blobs, e))?;
+            let n = there.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+            hash.update(&there[..n]);
+            out.write_all(&there[..n]).map_err(|e| EmitError::write(self.blobs, e))?;
+            from.consume(n);
+            len -= n as u64;
         }
+        Ok(Digest::from_raw(hash.finalize().into()))
     }
 
     /// Reads on to `inode` and copies it; what is wanted on the way waits.
@@ -160,6 +234,14 @@ impl<'a> Contents<'a> {
     }
 }
 
+/// The digest that a content had when it was indexed, and the one it has now.
+fn held_against(want: Digest, got: Digest, layer: usize, name: &RootPath) -> Result<(), EmitError> {
+    match got == want {
+        true => Ok(()),
+        false => Err(LayerError::Changed { layer, entry: name.to_string(), want, got }.into()),
+    }
+}
+
 /// The name that the layer itself has for the inode, not one that a later layer gave it.
 fn own_name<'a>(names: &Kept<'a>) -> Option<&'a RootPath> {
     let own = names.iter().find(|(_, node)| node.layer() == layer_of(node.inode));
@@ -170,14 +252,14 @@ fn layer_of(inode: u64) -> usize {
     usize::try_from(inode >> 32).unwrap_or(usize::MAX)
 }
 
-/// The tar of a whole layer, verified on the way.
+/// The tar of a whole layer that was verified before: whoever writes it learns its digest anyway.
 pub(super) fn whole(
     image: &Image,
     layer: usize,
     blobs: &Path,
     out: &mut impl Write,
 ) -> Result<(), EmitError> {
-    let mut stream = layer::open(image, layer)?;
+    let mut stream = layer::open_again(image, layer)?;
     let mut buf = vec![0; CHUNK];
     loop {
         if crate::sys::signals::interrupted() {

@@ -32,7 +32,7 @@ pub(super) fn write(
     let mut ready = before(store, plan, packing, blobs, &progress)?;
     let to_write =
         plan.filtered().filter(|(at, _)| ready.get(at).is_none_or(|(_, it)| it.is_none()));
-    let mut contents = Contents::new(image, places.unpacked, to_write.map(|(_, it)| it), blobs);
+    let mut contents = Contents::new(image, places, to_write.map(|(_, it)| it), blobs);
     let mut written = Vec::new();
     for (at, output) in plan.outputs.iter().enumerate() {
         written.push(match output {
@@ -130,6 +130,10 @@ fn pass(
     let mut out = BlobWriter::new(blobs, packing).map_err(|e| EmitError::write(blobs, e))?;
     contents::whole(image, layer, blobs, &mut out)?;
     let written = out.finish_as_it_is().map_err(|e| EmitError::write(blobs, e))?;
+    let (want, got) = (source.diff_id, written.diff_id);
+    if got != want {
+        return Err(LayerError::DiffId { layer, want, got }.into());
+    }
     progress.add(image.stored_size(layer));
     Ok(Written { whole: true, ..written })
 }

@@ -48,7 +48,7 @@ pub enum EmitError {
     Interrupted,
     #[error("cannot write {}: choose a folder that can be written with -o", path.display())]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("an unpacked layer cannot be read")]
+    #[error("a content that was unpacked or set aside cannot be read")]
     Unread(#[source] std::io::Error),
     /// The store was tampered with, or its disk is failing: exit 4.
     #[error(
@@ -101,11 +101,19 @@ pub struct Emitted {
 /// Opens the file that the entries of a layer (0 is the lowest) made at a path, where layers are unpacked.
 pub type Unpacked<'a> = dyn Fn(usize, &RootPath) -> std::io::Result<File> + 'a;
 
+/// Contents that were set aside when the layers were read.
+pub trait SetAside {
+    /// The file that has the content of an inode ([`crate::model::Node::inode`]), and where in it that begins.
+    fn find(&self, inode: u64) -> Option<(&File, u64)>;
+}
+
 /// Where parts of a result can be had for less than by reading the layers; what they lack comes from there.
 #[derive(Clone, Copy, Default)]
 pub struct Places<'a> {
     /// Contents.
     pub unpacked: Option<&'a Unpacked<'a>>,
+    /// Contents too.
+    pub aside: Option<&'a dyn SetAside>,
     /// Whole layers of an earlier result.
     pub packed: Option<&'a dyn PackedLayers>,
 }
@@ -170,23 +178,16 @@ pub fn write(order: &Order<'_>, target: &Path) -> Result<Emitted, EmitError> {
 
 /// Writes layers alone, for several images that have them in common, into the folder `blobs`.
 ///
-/// `base` is what is written already of the lowest of them, `image` ends with the last one that is
-/// shared, and `tree` is the tree of just those layers.
-pub fn write_shared(
-    image: &Image,
-    tree: &Tree,
-    keep: &KeepSet,
-    base: Option<&Base>,
-    packing: &Packing,
-    blobs: &Path,
-    progress: &dyn Fn(u64, u64),
-) -> Result<Base, EmitError> {
+/// The order's base is what is written already of the lowest of them, its image ends with the last one
+/// that is shared, its tree is the tree of just those layers; its tags, format and edits say nothing.
+pub fn write_shared(order: &Order<'_>, blobs: &Path) -> Result<Base, EmitError> {
+    let Order { image, tree, keep, .. } = *order;
     if tree.layers != image.diff_ids() {
         return Err(EmitError::OtherTree);
     }
     std::fs::create_dir_all(blobs).map_err(|e| EmitError::write(blobs, e))?;
-    let plan = plan::Plan::new(tree, keep, base);
-    let layers = layers::write(image, Places::default(), &plan, packing, blobs, progress)?;
+    let plan = plan::Plan::new(tree, keep, order.base);
+    let layers = layers::write(image, order.places, &plan, &order.packing, blobs, order.progress)?;
     let shared = Shared { output_of: plan.output_of.clone(), layers, blobs: blobs.to_owned() };
     let names = plan::names(tree, keep);
     Ok(Base { layers: image.layers.len(), names, written: Some(shared) })

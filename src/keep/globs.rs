@@ -1,14 +1,19 @@
 //! `--keep` and `--drop`: globs as in .gitignore(5), relative to the image's root.
 
 use std::ffi::OsStr;
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::thread::ScopedJoinHandle;
 
 use ignore::Match;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignore::gitignore::{Gitignore, GitignoreBuilder, Glob};
 
 use super::KeepError;
 use crate::model::{Node, NodeKind, RootPath, Tree};
+
+/// Paths that a thread should have at least.
+const LEAST: usize = 10_000;
 
 /// The globs of one option, in order: the last one that matches decides, `!` takes back.
 pub struct Globs {
@@ -30,32 +35,109 @@ impl Globs {
         Ok(Self { option, each, all: compile(option, lines.map(String::as_str))? })
     }
 
-    /// Calls `found` with what of the tree matches, in order, and the glob that decided. What
-    /// lies below a directory that matches, matches too.
-    pub fn matches(
+    /// A matcher of its own, for one thread.
+    pub fn in_order(&self) -> InOrder<'_> {
+        InOrder::new(&self.all)
+    }
+
+    /// Calls `found` with what of the tree matches, and the glob that decided. What lies below a
+    /// directory that matches, matches too.
+    ///
+    /// Threads share the work: the tree is cut into stretches, each of which has a `T` of its own and is
+    /// gone through in order. These come back in the order of the stretches.
+    pub fn matches<T: Default + Send>(
         &self,
         tree: &Tree,
-        mut found: impl FnMut(&RootPath, &Node, &str),
-    ) -> Result<(), KeepError> {
-        let mut idle: Vec<bool> = vec![true; self.each.len()];
+        found: impl Fn(&mut T, &RootPath, &Node, &str) + Sync,
+    ) -> Result<Vec<T>, KeepError> {
         if self.each.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        for (path, node) in &tree.nodes {
+        let parts = std::thread::scope(|scope| {
+            let found = &found;
+            let start = |stretch| scope.spawn(move || self.stretch(tree, stretch, found));
+            let threads: Vec<_> = stretches(tree).into_iter().map(start).collect();
+            let join = |thread: ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect::<Vec<(T, Vec<bool>)>>()
+        });
+        let idle = |at: &usize| parts.iter().all(|(_, used)| !used[*at]);
+        match (0..self.each.len()).find(idle) {
+            Some(at) => {
+                let glob = self.each[at].0.clone();
+                Err(KeepError::NoMatch { option: self.option, glob })
+            }
+            None => Ok(parts.into_iter().map(|(part, _)| part).collect()),
+        }
+    }
+
+    /// One stretch; and for each glob, whether it matched anything there.
+    fn stretch<T: Default>(
+        &self,
+        tree: &Tree,
+        stretch: Stretch<'_>,
+        found: impl Fn(&mut T, &RootPath, &Node, &str),
+    ) -> (T, Vec<bool>) {
+        let mut part = T::default();
+        let mut used = vec![false; self.each.len()];
+        let mut each: Vec<InOrder<'_>> =
+            self.each.iter().map(|(_, globs)| InOrder::new(globs)).collect();
+        let mut all = self.in_order();
+        for (path, node) in tree.nodes.range(stretch) {
             let is_dir = node.kind == NodeKind::Dir;
-            for ((_, glob), idle) in self.each.iter().zip(&mut idle) {
-                *idle = *idle && matched(glob, path, is_dir).is_none();
+            for (glob, used) in each.iter_mut().zip(&mut used) {
+                *used = *used || !glob.matched(path, is_dir).is_none();
             }
-            if let Match::Ignore(glob) = matched(&self.all, path, is_dir) {
-                found(path, node, glob.original());
+            if let Match::Ignore(glob) = all.matched(path, is_dir) {
+                found(&mut part, path, node, glob.original());
             }
         }
-        match self.each.iter().zip(idle).find(|(_, idle)| *idle) {
-            Some(((glob, _), _)) => {
-                Err(KeepError::NoMatch { option: self.option, glob: glob.clone() })
-            }
-            None => Ok(()),
+        (part, used)
+    }
+}
+
+type Stretch<'a> = (Bound<&'a RootPath>, Bound<&'a RootPath>);
+
+/// Cuts a tree into a stretch for each processor; a small one stays in one piece.
+fn stretches(tree: &Tree) -> Vec<Stretch<'_>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let step = tree.nodes.len().div_ceil(threads).max(LEAST);
+    let starts: Vec<&RootPath> = tree.nodes.keys().step_by(step).collect();
+    let ends = starts.iter().skip(1).map(|next| Excluded(*next)).chain([Unbounded]);
+    starts.iter().map(|start| Included(*start)).zip(ends).collect()
+}
+
+/// All the globs of an option, for paths that come folder by folder: what is said of a folder holds for all
+/// that lies in it.
+pub struct InOrder<'a> {
+    globs: &'a Gitignore,
+    folder: Option<RootPath>,
+    /// What is said of that folder.
+    above: Match<&'a Glob>,
+}
+
+impl<'a> InOrder<'a> {
+    fn new(globs: &'a Gitignore) -> Self {
+        Self { globs, folder: None, above: Match::None }
+    }
+
+    /// True if the globs pick this file.
+    pub fn picks(&mut self, path: &RootPath) -> bool {
+        !self.globs.is_empty() && self.matched(path, false).is_ignore()
+    }
+
+    fn matched(&mut self, path: &RootPath, is_dir: bool) -> Match<&Glob> {
+        let own = self.globs.matched(plain(path), is_dir);
+        if !own.is_none() {
+            return own;
         }
+        if self.folder.as_ref().is_none_or(|folder| !path.is_in(folder)) {
+            let folder = path.parent().unwrap_or_else(RootPath::root);
+            self.above = self.globs.matched_path_or_any_parents(plain(&folder), true);
+            self.folder = Some(folder);
+        }
+        self.above.clone()
     }
 }
 
@@ -76,10 +158,6 @@ fn compile<'a>(
     builder.build().map_err(|e| bad("", e))
 }
 
-fn matched<'a>(
-    globs: &'a Gitignore,
-    path: &RootPath,
-    is_dir: bool,
-) -> Match<&'a ignore::gitignore::Glob> {
-    globs.matched_path_or_any_parents(Path::new(OsStr::from_bytes(path.relative())), is_dir)
+fn plain(path: &RootPath) -> &Path {
+    Path::new(OsStr::from_bytes(path.relative()))
 }

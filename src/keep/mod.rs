@@ -5,6 +5,7 @@
 //! with the original. Facts that need file contents arrive inside the tree; no file is opened here.
 
 mod closure;
+mod foresight;
 mod globs;
 mod needs;
 mod verify;
@@ -16,6 +17,7 @@ use crate::model::{
     ImageConfig, KeepSet, Node, NodeKind, Policy, Profile, Reason, Reasons, RootPath, Tree,
 };
 
+pub use foresight::{Foresight, Looker};
 pub use verify::{Finding, verify_dynamic, verify_static};
 
 /// Why no keep-set could be decided.
@@ -53,16 +55,22 @@ pub fn decide_for(
 ) -> Result<KeepSet, KeepError> {
     let drop = globs::Globs::new("drop", &policy.drop)?;
     let keep = globs::Globs::new("keep", &policy.keep)?;
-    let mut dropped = BTreeSet::new();
-    drop.matches(tree, |path, _, _| {
-        dropped.insert(path.clone());
-    })?;
-    let mut keeper = Keeper::new(tree, dropped);
+    let dropped = drop.matches(tree, |out: &mut Vec<_>, path, _, _| out.push(path.clone()))?;
+    let mut keeper = Keeper::new(tree, dropped.into_iter().flatten().collect());
     keeper.executed = needs::executed(profile);
-    let mut named = Vec::new();
-    keep.matches(tree, |path, node, glob| named.extend(keeper.named(path, node, glob)))?;
+    let dropped = &keeper.keep.dropped;
+    let named = keep.matches(tree, |out: &mut Named, path, node, glob| {
+        if !dropped.contains(path) {
+            out.add(path, node, glob);
+        }
+    })?;
+    let mut paths = Vec::new();
+    for mut part in named {
+        paths.append(&mut part.paths);
+        keeper.todo.append(&mut part.todo);
+    }
     // They come in order: a map is made of such at once.
-    keeper.keep.paths = named.into_iter().collect();
+    keeper.keep.paths = paths.into_iter().collect();
     for (path, reason) in needs::used(profile, tree) {
         keeper.add(&path, &reason);
     }
@@ -108,6 +116,29 @@ pub fn add_names(
     Ok(())
 }
 
+/// What `--keep` globs make of paths of the tree.
+#[derive(Default)]
+struct Named {
+    paths: Vec<(RootPath, Reasons)>,
+    /// Those whose needs are to be looked at.
+    todo: Vec<RootPath>,
+    /// The reason given last, to be shared with the next path.
+    last: Reasons,
+}
+
+impl Named {
+    fn add(&mut self, path: &RootPath, node: &Node, glob: &str) {
+        if closure::needs_others(node) {
+            self.todo.push(path.clone());
+        }
+        let same = |reason: &Reason| matches!(reason, Reason::Policy(other) if other == glob);
+        if !self.last.iter().all(same) || self.last.is_empty() {
+            self.last = Reason::Policy(glob.to_owned()).into();
+        }
+        self.paths.push((path.clone(), self.last.clone()));
+    }
+}
+
 /// A keep-set in the making.
 struct Keeper<'a> {
     tree: &'a Tree,
@@ -124,21 +155,6 @@ impl<'a> Keeper<'a> {
     fn new(tree: &'a Tree, dropped: BTreeSet<RootPath>) -> Self {
         let keep = KeepSet { dropped, ..KeepSet::default() };
         Self { tree, keep, todo: Vec::new(), last: Reasons::default(), executed: BTreeSet::new() }
-    }
-
-    /// What a `--keep` glob makes of a path of the tree, if it is not dropped.
-    fn named(&mut self, path: &RootPath, node: &Node, glob: &str) -> Option<(RootPath, Reasons)> {
-        if self.keep.dropped.contains(path) {
-            return None;
-        }
-        if closure::needs_others(node) {
-            self.todo.push(path.clone());
-        }
-        let same = |reason: &Reason| matches!(reason, Reason::Policy(other) if other == glob);
-        if !self.last.iter().all(same) || self.last.is_empty() {
-            self.last = Reason::Policy(glob.to_owned()).into();
-        }
-        Some((path.clone(), self.last.clone()))
     }
 
     /// Keeps a path of the tree, unless the policy drops it.

@@ -4,6 +4,7 @@
 //! go is `rootfs`'s.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,6 +69,12 @@ impl Layer {
 pub trait BlobSource: Send + Sync {
     /// The stored bytes of layer `index`, lowest 0.
     fn open(&self, index: usize) -> std::io::Result<Box<dyn Read + Send>>;
+
+    /// The file in which the stored bytes of layer `index` lie in one piece, and where they begin, if they
+    /// do and it costs nothing to say.
+    fn file(&self, _index: usize) -> Option<(Arc<File>, u64)> {
+        None
+    }
 
     /// How much the whole image may be.
     fn limits(&self) -> limits::Limits {

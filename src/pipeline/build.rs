@@ -1,9 +1,11 @@
 //! `slim build`, `slim merge` and `slim seccomp`: from profiles alone, nothing is run.
 
+use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
-use crate::emit::Places;
+use crate::emit::{Places, SetAside};
+use crate::keep::Foresight;
 use crate::model::{Policy, Profile};
 use crate::rootfs;
 use crate::seccomp;
@@ -64,9 +66,17 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     let wanted = spec.product.fit(&image, &spec.policy)?;
     reporter.step("reading the image");
     // The process ends soon: to free a million nodes one by one would only take time.
-    let tree = ManuallyDrop::new(rootfs::index(&image)?);
+    let (tree, aside) = if spec.recipe {
+        (rootfs::index(&image)?, rootfs::Aside::default())
+    } else {
+        let foresight = Foresight::new([&profile], &wanted.policy)?;
+        rootfs::index_aside(&image, &foresight)?
+    };
+    let tree = ManuallyDrop::new(tree);
+    let aside = OfIndex(aside);
+    let places = Places { aside: Some(&aside), ..Places::default() };
     let progress = &|done, total| reporter.progress(done, total);
-    let original = Original { image: &image, tree: &tree, places: Places::default(), progress };
+    let original = Original { image: &image, tree: &tree, places, progress };
     let results = Results::open(&spec.output)?;
     if spec.recipe {
         reporter.step("writing the Dockerfile");
@@ -81,6 +91,15 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     results.seccomp(&product.allowlist)?;
     let summary = wanted.summary(&original, &profile, &product);
     finish(spec, &results, &profile, summary)
+}
+
+/// What was set aside while the image was indexed.
+pub(super) struct OfIndex(pub rootfs::Aside);
+
+impl SetAside for OfIndex {
+    fn find(&self, inode: u64) -> Option<(&File, u64)> {
+        self.0.find(inode)
+    }
 }
 
 fn finish(

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::emit::{self, Base, ImageFormat, Places};
-use crate::keep::{self, KeepError};
+use crate::emit::{self, Base, ImageFormat, Order, Places};
+use crate::keep::{self, Foresight, KeepError};
 use crate::model::{DiffId, Digest, KeepSet, NodeKind, Policy, Profile, Reason, Tree};
 use crate::oci::Image;
 use crate::rootfs;
 use crate::source::{self, Access};
 
-use super::build::{complete, read_profile};
+use super::build::{OfIndex, complete, read_profile};
 use super::product::{Original, Product, ProductSpec, Wanted};
 use super::results::{Results, write_json};
 use super::summary::BeforeAfter;
@@ -68,6 +68,7 @@ struct Member {
     wanted: Wanted,
     folder: String,
     tree: Tree,
+    aside: OfIndex,
     /// The tree after as many layers.
     cuts: BTreeMap<usize, Tree>,
     keep: KeepSet,
@@ -176,15 +177,18 @@ fn members(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Vec<Member>, Pi
     let ids: Vec<Vec<DiffId>> = pairs.iter().map(|(image, ..)| image.diff_ids()).collect();
     let named = pairs.iter().map(|(image, _, path)| (image.name.as_deref(), path.as_path()));
     let folders = folder_names(&named.collect::<Vec<_>>());
+    // What one image's profile does not name of a layer, another's may.
+    let foresight = Foresight::new(pairs.iter().map(|(_, profile, _)| profile), &spec.policy)?;
     let mut members: Vec<Member> = Vec::new();
     for (at, ((image, profile, _), folder)) in pairs.into_iter().zip(folders).enumerate() {
         let shared = |other: &Vec<DiffId>| common(&ids[at], other);
         let cuts = ids.iter().enumerate().filter(|(other, _)| *other != at);
         let cuts: BTreeSet<usize> = cuts.map(|(_, other)| shared(other)).collect();
-        let (tree, cuts) = rootfs::index_at(&image, &cuts)?;
+        let (tree, cuts, aside) = rootfs::index_at(&image, &cuts, Some(&foresight))?;
+        let aside = OfIndex(aside);
         let wanted = spec.product.fit(&image, &policies)?;
         let keep = KeepSet::default();
-        members.push(Member { image, profile, wanted, folder, tree, cuts, keep });
+        members.push(Member { image, profile, wanted, folder, tree, aside, cuts, keep });
     }
     decide(&mut members, &spec.policy)?;
     let mut names = BTreeSet::new();
@@ -334,14 +338,20 @@ impl Work<'_> {
         }
         let mut image = first.image.clone();
         image.layers.truncate(layers);
-        let packing = &self.spec.product.packing;
-        let progress = |done, total| self.reporter.progress(done, total);
-        Ok(emit::write_shared(&image, tree, &keep, base, packing, self.scratch, &progress)?)
+        let order = Order {
+            places: Places { aside: Some(&first.aside), ..Places::default() },
+            base,
+            packing: self.spec.product.packing,
+            progress: &|done, total| self.reporter.progress(done, total),
+            ..Order::new(&image, tree, &keep, &[], &self.spec.product.edits)
+        };
+        Ok(emit::write_shared(&order, self.scratch)?)
     }
 
     fn image(&self, at: usize, base: Option<&Base>) -> Result<(Product, Summary), PipelineError> {
         let member = &self.members[at];
         let Member { image, tree, profile, wanted, .. } = member;
+        let places = Places { aside: Some(&member.aside), ..Places::default() };
         let mut keep = member.keep.clone();
         if let Some(base) = base {
             keep::add_names(&mut keep, tree, &base.names, &Reason::Family)?;
@@ -351,7 +361,7 @@ impl Work<'_> {
         let format: ImageFormat = self.spec.product.format;
         let file = results.image(format);
         let progress = &|done, total| self.reporter.progress(done, total);
-        let original = Original { image, tree, places: Places::default(), progress };
+        let original = Original { image, tree, places, progress };
         let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
         let summary = wanted.summary(&original, profile, &product);

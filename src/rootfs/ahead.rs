@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::Scope;
+use std::thread::{Scope, ScopedJoinHandle};
 
+use crate::keep::Foresight;
 use crate::oci::Image;
 use crate::oci::layer::{self, Entry, LayerError};
 
+use super::aside::{self, Aside, Layer, Setter};
 use super::{RootfsError, content};
 
 /// Entries that are handed over together.
@@ -21,6 +24,9 @@ type Batch = Result<Vec<Entry>, RootfsError>;
 /// A layer to be read, and where its entries are to go.
 type Job = (usize, SyncSender<Batch>);
 
+/// A thread that reads layers, and tells in the end where contents lie.
+type Thread<'scope> = ScopedJoinHandle<'scope, Vec<(usize, Layer)>>;
+
 /// What comes of an image, in order.
 pub(super) enum Turn<'a> {
     /// A layer begins.
@@ -31,19 +37,22 @@ pub(super) enum Turn<'a> {
     End(usize),
 }
 
-/// Hands over all layers of an image, lowest first.
+/// Hands over all layers of an image, lowest first. With foresight, says where contents lie: see [`Aside`].
 ///
 /// # Errors
 /// What reading the lowest bad layer meets, or what `take` returns.
 pub(super) fn read(
     image: &Image,
+    foresight: Option<&Foresight>,
     mut take: impl FnMut(Turn<'_>) -> Result<(), LayerError>,
-) -> Result<(), RootfsError> {
+) -> Result<Aside, RootfsError> {
+    let room = aside::room();
+    let foresight = foresight.map(|foresight| (foresight, &room));
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS);
     let (jobs, queue) = channel();
     let queue = Mutex::new(queue);
     std::thread::scope(|scope| {
-        let mut coming = Coming::start(scope, image, &queue, readers, jobs);
+        let (mut coming, threads) = Coming::start(scope, image, foresight, &queue, readers, jobs);
         for at in 0..image.layers.len() {
             take(Turn::Begin(at))?;
             for batch in coming.next().into_iter().flatten() {
@@ -54,7 +63,9 @@ pub(super) fn read(
             }
             take(Turn::End(at))?;
         }
-        Ok(())
+        // Nothing is asked for any more.
+        drop(coming);
+        Ok(threads.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect())
     })
 }
 
@@ -72,24 +83,28 @@ impl Coming {
     fn start<'scope, 'env>(
         scope: &'scope Scope<'scope, 'env>,
         image: &'env Image,
+        foresight: Option<(&'env Foresight, &'env AtomicU64)>,
         queue: &'env Mutex<Receiver<Job>>,
         readers: usize,
         jobs: Sender<Job>,
-    ) -> Self {
+    ) -> (Self, Vec<Thread<'scope>>) {
         let layers = image.layers.len();
-        for _ in 0..readers.min(layers) {
+        let start = |_| {
             scope.spawn(move || {
+                let mut setter = foresight.map(|(foresight, room)| Setter::new(foresight, room));
                 // When nothing is asked for any more, the sender is gone.
                 while let Some((at, out)) = queue.lock().ok().and_then(|jobs| jobs.recv().ok()) {
-                    if let Err(error) = read_layer(image, at, &out) {
+                    if let Err(error) = read_layer(image, at, &out, setter.as_mut()) {
                         let _ = out.send(Err(error));
                     }
                 }
-            });
-        }
+                setter.map_or_else(Vec::new, Setter::finish)
+            })
+        };
+        let threads = (0..readers.min(layers)).map(start).collect();
         let mut new = Self { jobs, waiting: VecDeque::new(), next: 0, layers, readers };
         new.ask();
-        new
+        (new, threads)
     }
 
     /// Lets as many layers be read as there are readers.
@@ -112,11 +127,26 @@ impl Coming {
 }
 
 /// Sends the entries of a layer, unless nobody listens any more.
-fn read_layer(image: &Image, at: usize, out: &SyncSender<Batch>) -> Result<(), RootfsError> {
+fn read_layer(
+    image: &Image,
+    at: usize,
+    out: &SyncSender<Batch>,
+    mut setter: Option<&mut Setter<'_>>,
+) -> Result<(), RootfsError> {
     let mut stream = layer::open(image, at)?;
+    if let Some(setter) = &mut setter {
+        let whole = if stream.is_plain() { image.blobs.file(at) } else { None };
+        setter.begin(at, whole);
+    }
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(mut entry) = stream.next_entry()? {
-        content::read(&mut stream, &mut entry)?;
+        let place = stream.content_at();
+        let wanted = setter.as_mut().is_some_and(|setter| setter.next(&entry, place));
+        content::read(&mut stream, &mut entry, |chunk| {
+            if let Some(setter) = setter.as_mut().filter(|_| wanted) {
+                setter.add(chunk);
+            }
+        })?;
         batch.push(entry);
         if batch.len() == BATCH {
             let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
@@ -126,6 +156,9 @@ fn read_layer(image: &Image, at: usize, out: &SyncSender<Batch>) -> Result<(), R
         }
     }
     let _ = out.send(Ok(batch));
+    if let Some(setter) = setter {
+        setter.end();
+    }
     stream.finish()?;
     Ok(())
 }

@@ -35,12 +35,17 @@ pub(super) fn store(
     Ok(large)
 }
 
-/// The same where nobody stores it.
-pub(super) fn read(stream: &mut LayerStream, entry: &mut Entry) -> Result<(), RootfsError> {
+/// The same where nobody stores it; `also` is handed every chunk.
+pub(super) fn read(
+    stream: &mut LayerStream,
+    entry: &mut Entry,
+    mut also: impl FnMut(&[u8]),
+) -> Result<(), RootfsError> {
     let EntryKind::File { content, facts, .. } = &mut entry.kind else { return Ok(()) };
     let (mut look, mut spool) = (Look::Small(Vec::new()), None::<File>);
     let error = |what| move |e| RootfsError::io(what, &temporary::folder(), e);
     *content = Some(stream.content(|chunk| {
+        also(chunk);
         let written = match (look.take(chunk), &mut spool) {
             (Some(so_far), none) => tempfile::tempfile_in(temporary::folder())
                 .and_then(|file| none.insert(file).write_all(&so_far)),

@@ -83,7 +83,7 @@ impl Root {
             return Err(Ok(format!("{} has a mark of the overlay's own", entry.path)));
         }
         let applied = stack.apply(entry).map_err(|e| Err(e.into()))?;
-        content::read(stream, entry).map_err(Err)?;
+        content::read(stream, entry, |_| ()).map_err(Err)?;
         let path = match &applied {
             // Of a lower directory's own root nothing shows: above it lies the upper directory's.
             Applied::Root => return Ok(()),

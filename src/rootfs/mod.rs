@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::keep::Foresight;
 use crate::model::{RootPath, Tree};
 use crate::oci::Image;
 use crate::oci::apply::Stack;
@@ -15,6 +16,7 @@ use crate::oci::layer::LayerError;
 use ahead::Turn;
 
 mod ahead;
+mod aside;
 mod changes;
 mod confine;
 mod content;
@@ -27,6 +29,7 @@ mod shelf;
 mod store;
 mod writer;
 
+pub use aside::Aside;
 pub use confine::probe;
 pub use housekeeping::{Cleaned, StoredLayer};
 pub use shelf::Shelf;
@@ -112,17 +115,24 @@ pub enum Change {
 
 /// Indexes an image without unpacking it.
 pub fn index(image: &Image) -> Result<Tree, RootfsError> {
-    Ok(index_at(image, &BTreeSet::new())?.0)
+    Ok(index_at(image, &BTreeSet::new(), None)?.0)
+}
+
+/// The same, with contents that are likely to be wanted.
+pub fn index_aside(image: &Image, foresight: &Foresight) -> Result<(Tree, Aside), RootfsError> {
+    let (tree, _, aside) = index_at(image, &BTreeSet::new(), Some(foresight))?;
+    Ok((tree, aside))
 }
 
 /// The same, with the tree as it is after as many layers as each of `cuts` says.
 pub fn index_at(
     image: &Image,
     cuts: &BTreeSet<usize>,
-) -> Result<(Tree, BTreeMap<usize, Tree>), RootfsError> {
+    foresight: Option<&Foresight>,
+) -> Result<(Tree, BTreeMap<usize, Tree>, Aside), RootfsError> {
     let mut stack = Stack::limited(image.blobs.limits());
     let mut trees = BTreeMap::new();
-    ahead::read(image, |turn| {
+    let aside = ahead::read(image, foresight, |turn| {
         match turn {
             Turn::Begin(at) => stack.begin_layer(image.layers[at].diff_id),
             Turn::Entry(entry) => drop(stack.apply(entry)?),
@@ -133,7 +143,7 @@ pub fn index_at(
         }
         Ok(())
     })?;
-    Ok((stack.into_tree(), trees))
+    Ok((stack.into_tree(), trees, aside))
 }
 
 /// What an upper directory holds beyond `tree`: created, changed and removed paths.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::model::Digest;
+use crate::sys::temporary;
 
 use super::RootfsError;
 use super::housekeeping::{disk_bytes, remove_unused};
@@ -68,10 +69,9 @@ impl Store {
 
     /// How many bytes packed layers may take; `None` where files are memory.
     fn room(&self) -> Result<Option<u64>, RootfsError> {
-        const TMPFS_MAGIC: i64 = 0x0102_1994;
-        let found = self.file_system()?;
-        let free = found.f_bavail.saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
-        Ok((found.f_type != TMPFS_MAGIC).then_some(MOST.min(free / 10)))
+        let free = temporary::room(&self.path);
+        let free = free.map_err(|e| RootfsError::io("look at the store", &self.path, e))?;
+        Ok(free.map(|free| MOST.min(free / 10)))
     }
 
     /// Removes the ones whose last use is longest ago.

@@ -110,6 +110,14 @@ impl Container {
         }
     }
 
+    /// The archive, and where in it a member begins.
+    pub fn place(&self, name: &str) -> Option<(Arc<File>, u64)> {
+        match &self.inner {
+            Inner::Archive { file, .. } => Some((Arc::clone(file), self.find(name).ok()?.0)),
+            Inner::Folder => None,
+        }
+    }
+
     /// A small member, whole.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let error =
@@ -280,6 +288,10 @@ impl BlobSource for Blobs {
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
         let name = self.names.get(index);
         self.container.stream(name.ok_or_else(|| io::Error::other("no such layer"))?)
+    }
+
+    fn file(&self, index: usize) -> Option<(Arc<File>, u64)> {
+        self.container.place(self.names.get(index)?)
     }
 
     fn size(&self, index: usize) -> Option<u64> {

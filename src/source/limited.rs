@@ -1,5 +1,6 @@
 //! An image whose layers are read up to other limits than the usual ones.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ struct Limited {
 impl BlobSource for Limited {
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
         self.inner.open(index)
+    }
+
+    fn file(&self, index: usize) -> Option<(Arc<File>, u64)> {
+        self.inner.file(index)
     }
 
     fn limits(&self) -> Limits {

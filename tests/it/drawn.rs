@@ -14,14 +14,16 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use slim::emit::{Edits, Emitted, ImageFormat, Order, Places, Unpacked, write_image};
-use slim::model::{RootPath, Tree};
+use slim::emit::{Compression, Edits, Emitted, ImageFormat, Order, Packing, Places, write_image};
+use slim::keep::Foresight;
+use slim::model::{Digest, Policy, RootPath, Totals, Tree};
 use slim::oci::Image;
-use slim::rootfs::{Folders, Store, index};
+use slim::rootfs::{Folders, Store, index, index_aside};
 use slim::source::Access;
 use slim::sys::mount::overlay;
 
 use crate::images::keep_all;
+use crate::result::SetAside;
 use crate::support::image::{ImageFixture, LayerFixture};
 use crate::support::{Need, have};
 
@@ -70,10 +72,17 @@ fn check(recipe: &Recipe, seed: u64) -> Result<(), String> {
     same_tree(&filtered.1, &less).map_err(|why| format!("written without {dropped:?}: {why}"))?;
     let contents = |layer, path: &RootPath| folders.open(layer, path);
     let stored = dir.path().join("stored");
-    let emitted = emit(&image, &tree, &dropped, Some(&contents), &stored)?;
+    let stores = Places { unpacked: Some(&contents), ..Places::default() };
+    let emitted = emit(&image, &tree, &dropped, stores, &stored)?;
     if emitted.manifest_digest != filtered.0.manifest_digest {
         return Err("written from the store: other bytes than from the layers".into());
     }
+    let foreseen = if seed.is_multiple_of(2) { "/**" } else { "*[a-m]" };
+    let digest = written_from_aside(&image, foreseen, &dropped, &dir.path().join("aside"))?;
+    if digest != filtered.0.manifest_digest {
+        return Err("written from what was set aside: other bytes than from the layers".into());
+    }
+    as_it_is(&image, &tree, &dropped, dir.path())?;
     let again = dir.path().join("again");
     std::fs::create_dir(&again).unwrap();
     let passed = written(&filtered.0, &filtered.1, &BTreeSet::new(), &again)?;
@@ -199,7 +208,7 @@ fn written(
     dir: &Path,
 ) -> Result<(Image, Tree), String> {
     let target = dir.join(if without.is_empty() { "whole" } else { "filtered" });
-    emit(image, tree, without, None, &target)?;
+    emit(image, tree, without, Places::default(), &target)?;
     let slim = open(&target)?;
     let tree = index(&slim).map_err(|e| format!("what was written: {e}"))?;
     Ok((slim, tree))
@@ -209,17 +218,55 @@ fn emit(
     image: &Image,
     tree: &Tree,
     without: &BTreeSet<RootPath>,
-    unpacked: Option<&Unpacked<'_>>,
+    places: Places<'_>,
     target: &Path,
 ) -> Result<Emitted, String> {
     let mut keep = keep_all(tree);
     keep.paths.retain(|path, _| !without.contains(path));
     let (tags, edits) = (["t:1".to_owned()], Edits::default());
-    let order = Order {
-        places: Places { unpacked, packed: None },
-        ..Order::new(image, tree, &keep, &tags, &edits)
-    };
+    let order = Order { places, ..Order::new(image, tree, &keep, &tags, &edits) };
     slim::emit::write(&order, target).map_err(|e| format!("write: {e}"))
+}
+
+/// The digest of the image that is written while its layers are read no more than once, but for what is not
+/// foreseen.
+fn written_from_aside(
+    image: &Image,
+    foreseen: &str,
+    without: &BTreeSet<RootPath>,
+    target: &Path,
+) -> Result<Digest, String> {
+    let policy = Policy { keep: vec![foreseen.to_owned()], ..Policy::default() };
+    let foresight = Foresight::new([], &policy).map_err(|e| e.to_string())?;
+    let (tree, aside) = index_aside(image, &foresight).map_err(|e| format!("index: {e}"))?;
+    let aside = SetAside(aside);
+    let places = Places { aside: Some(&aside), ..Places::default() };
+    Ok(emit(image, &tree, without, places, target)?.manifest_digest)
+}
+
+/// Layers that are not compressed, in an archive: contents lie in it as they are.
+fn as_it_is(
+    image: &Image,
+    tree: &Tree,
+    without: &BTreeSet<RootPath>,
+    dir: &Path,
+) -> Result<(), String> {
+    let (keep, tags, edits) = (keep_all(tree), ["t:1".to_owned()], Edits::default());
+    let packing = Packing { compression: Compression::None, ..Packing::default() };
+    let format = ImageFormat::Archive;
+    let order = Order { packing, format, ..Order::new(image, tree, &keep, &tags, &edits) };
+    let file = dir.join("plain.tar");
+    slim::emit::write(&order, &file).map_err(|e| format!("write an archive: {e}"))?;
+    let reference = format!("oci-archive:{}", file.display());
+    let plain = slim::source::open(&reference, &Access::platform("linux/amd64"));
+    let plain = plain.map_err(|e| e.to_string())?;
+    let tree = index(&plain).map_err(|e| format!("archive: {e}"))?;
+    let want = emit(&plain, &tree, without, Places::default(), &dir.join("plain-read"))?;
+    let got = written_from_aside(&plain, "no such name", without, &dir.join("plain"))?;
+    match got == want.manifest_digest {
+        true => Ok(()),
+        false => Err("written from where contents lie: other bytes than from the layers".into()),
+    }
 }
 
 /// Takes files away, a name here and there, so that most layers are filtered.
@@ -309,12 +356,12 @@ fn many_files_and_a_large_one_come_back_the_same() {
     let store = Store::open(Some(&dir.path().join("store"))).unwrap();
     let tree = store.unpack(&image, &|_, _| ()).unwrap().tree;
     println!("unpacked in {:?}", started.elapsed());
-    assert_eq!(tree.totals(), (files + 1, size));
+    assert_eq!(tree.totals(), Totals { files: files + 1, bytes: size });
     let without = BTreeSet::from([RootPath::parse(b"/d7/f7").unwrap()]);
     let started = std::time::Instant::now();
     let (slim, less) = written(&image, &tree, &without, dir.path()).unwrap();
     println!("written and read again in {:?}", started.elapsed());
-    assert_eq!(less.totals(), (files, size));
+    assert_eq!(less.totals(), Totals { files, bytes: size });
     // What lost nothing passed byte for byte, holes included.
     assert_eq!(slim.layers[1].diff_id, image.layers[1].diff_id);
     assert_eq!(slim.layers[1].blob, image.layers[1].blob);
@@ -334,10 +381,11 @@ fn a_store_that_was_changed_is_found_out() {
     let store = Store::open(Some(&dir.path().join("store"))).unwrap();
     let rootfs = store.unpack(&image, &|_, _| ()).unwrap();
     let contents = |layer, path: &RootPath| rootfs.folders.open(layer, path);
+    let places = || Places { unpacked: Some(&contents), ..Places::default() };
     let without = BTreeSet::from([RootPath::parse(b"/c").unwrap()]);
     let emit = |name: &str| {
         let target = dir.path().join(name);
-        emit(&image, &rootfs.tree, &without, Some(&contents), &target).map(|e| e.manifest_digest)
+        emit(&image, &rootfs.tree, &without, places(), &target).map(|e| e.manifest_digest)
     };
     let sound = emit("sound").unwrap();
     std::fs::remove_file(rootfs.lowers[0].join("b")).unwrap();

@@ -1,17 +1,20 @@
 //! What the written image is like: whole layers, compression, names, edits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use slim::emit::{
     Base, Compression, Edits, Emitted, ImageFormat, Order, PackedLayers, Packing, Places,
 };
-use slim::model::{Digest, KeepSet, Reason, RootPath, Tree};
-use slim::oci::Image;
-use slim::rootfs::{Store, index};
+use slim::keep::Foresight;
+use slim::model::{Digest, KeepSet, Policy, Reason, RootPath, Tree};
+use slim::oci::{BlobSource, Image};
+use slim::rootfs::{Store, index, index_aside};
 use slim::source::Access;
 
 use crate::images::{as_mounted, assert_same_tree, keep_all};
@@ -216,6 +219,94 @@ impl PackedLayers for Counting<'_> {
     }
 }
 
+/// What was set aside while an image was indexed.
+pub struct SetAside(pub slim::rootfs::Aside);
+
+impl slim::emit::SetAside for SetAside {
+    fn find(&self, inode: u64) -> Option<(&File, u64)> {
+        self.0.find(inode)
+    }
+}
+
+/// Counts how often layers are read.
+struct Opened {
+    inner: Arc<dyn BlobSource>,
+    times: Mutex<BTreeMap<usize, usize>>,
+}
+
+impl BlobSource for Opened {
+    fn open(&self, index: usize) -> std::io::Result<Box<dyn Read + Send>> {
+        *self.times.lock().unwrap().entry(index).or_default() += 1;
+        self.inner.open(index)
+    }
+
+    fn file(&self, index: usize) -> Option<(Arc<File>, u64)> {
+        self.inner.file(index)
+    }
+}
+
+#[test]
+fn a_layer_of_which_something_stays_is_read_once() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let large: String = (0..100_000).map(|n| format!("{n}\n")).collect();
+    let records = [
+        ("GNU.sparse.major", &b"1"[..]),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"holes"),
+        ("GNU.sparse.realsize", b"5"),
+    ];
+    let sparse = format!("{:\0<512}end", "1\n2\n3\n");
+    let fixture = [
+        layer().file("a", "1").file("gone", "1").file("large", &large),
+        layer().dir("d").file("d/b", "2").link("d/c", "d/b").file("gone too", "2"),
+        layer().file("f", "3").pax(&records).file("holes", &sparse).file("x", ""),
+    ];
+    let fixture = fixture.into_iter().fold(ImageFixture::default(), ImageFixture::layer);
+    let layout = open(&fixture.write(dir.path()));
+    let archive = dir.path().join("plain.tar");
+    let tree = index(&layout).unwrap();
+    let (tags, edits) = (["t:1".to_owned()], Edits::default());
+    let keep = all_but(&tree, &[]);
+    let order = Order::new(&layout, &tree, &keep, &tags, &edits);
+    let packing = packing(Compression::None, 1);
+    let order = Order { format: ImageFormat::Archive, packing, ..order };
+    slim::emit::write(&order, &archive).unwrap();
+    let archive = open(&archive);
+    let write = |image: &Image, foreseen: Option<&[&str]>| {
+        let times = Mutex::default();
+        let opened = Arc::new(Opened { inner: Arc::clone(&image.blobs), times });
+        let image = Image { blobs: Arc::clone(&opened) as Arc<dyn BlobSource>, ..image.clone() };
+        let keep: Vec<String> =
+            foreseen.unwrap_or_default().iter().map(|g| g.to_string()).collect();
+        let policy = Policy { keep, ..Policy::default() };
+        let foresight = Foresight::new([], &policy).unwrap();
+        let (tree, aside) = index_aside(&image, &foresight).unwrap();
+        let aside = SetAside(aside);
+        let aside = foreseen.map(|_| &aside as &dyn slim::emit::SetAside);
+        let keep = all_but(&tree, &["/gone", "/gone too", "/x"]);
+        let places = Places { aside, ..Places::default() };
+        let order = Order { places, ..Order::new(&image, &tree, &keep, &tags, &edits) };
+        let target = tempfile::tempdir_in(dir.path()).unwrap().path().join("slim");
+        let digest = slim::emit::write(&order, &target).unwrap().manifest_digest;
+        let times = opened.times.lock().unwrap().values().copied().collect::<Vec<_>>();
+        (times, digest)
+    };
+    // Nothing set aside: once to index, once to write.
+    let (times, want) = write(&layout, None);
+    assert_eq!(times, [2, 2, 2]);
+    assert_eq!(write(&layout, Some(&["/**"])), (vec![1, 1, 1], want));
+    assert_eq!(
+        write(&layout, Some(&["/a", "/d"])),
+        (vec![2, 1, 2], want),
+        "not foreseen: read again"
+    );
+    assert_eq!(write(&layout, Some(&[])), (vec![2, 2, 2], want));
+    // Where they are not compressed, contents lie in the archive, but for those with holes.
+    let (times, want) = write(&archive, None);
+    assert_eq!(times, [2, 2, 2]);
+    assert_eq!(write(&archive, Some(&[])), (vec![1, 1, 2], want));
+}
+
 #[test]
 fn a_layer_that_was_packed_before_is_not_packed_again() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -232,7 +323,7 @@ fn a_layer_that_was_packed_before_is_not_packed_again() {
         let counting = Counting(&store, std::cell::Cell::new(0));
         let (keep, tags, edits) = (all_but(&tree, dropped), ["t:1".to_owned()], Edits::default());
         let packed = kept.then_some(&counting as &dyn PackedLayers);
-        let places = Places { unpacked: None, packed };
+        let places = Places { packed, ..Places::default() };
         let order = Order { places, packing, ..Order::new(&image, &tree, &keep, &tags, &edits) };
         let target = tempfile::tempdir_in(dir.path()).unwrap().path().join("slim");
         let emitted = slim::emit::write(&order, &target).unwrap();

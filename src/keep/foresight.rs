@@ -1,0 +1,68 @@
+//! What of an image is likely to stay, told before it is read: by name alone, so neither what a symlink
+//! leads to nor what a library needs.
+
+use std::collections::HashSet;
+
+use crate::model::profile::kind;
+use crate::model::{Policy, Profile, RootPath};
+
+use super::KeepError;
+use super::globs::{Globs, InOrder};
+use super::needs::counts;
+
+/// Foretells [`super::decide`]; it may be wrong in either direction.
+pub struct Foresight {
+    used: HashSet<RootPath>,
+    keep: Globs,
+    drop: Globs,
+    /// The lowest layers, which stay whole.
+    base: usize,
+}
+
+impl Foresight {
+    /// What one of several profiles is a reason to keep.
+    ///
+    /// # Errors
+    /// For a glob that is none.
+    pub fn new<'a>(
+        profiles: impl IntoIterator<Item = &'a Profile>,
+        policy: &Policy,
+    ) -> Result<Self, KeepError> {
+        let mut used = HashSet::new();
+        for profile in profiles {
+            let read = |access| counts(profile, access, |kind| kind != kind::WALK);
+            let files = profile.files.iter().filter(|(_, cell)| read(&cell.access));
+            used.extend(files.map(|(path, _)| path.clone()));
+            let changed = profile.written.iter().filter(|(_, access)| read(access));
+            used.extend(changed.map(|(path, _)| path.clone()));
+        }
+        Ok(Self {
+            used,
+            keep: Globs::new("keep", &policy.keep)?,
+            drop: Globs::new("drop", &policy.drop)?,
+            base: policy.keep_base,
+        })
+    }
+
+    /// For one thread, which asks best for what lies in one folder in a row.
+    pub fn looker(&self) -> Looker<'_> {
+        let (keep, drop) = (self.keep.in_order(), self.drop.in_order());
+        Looker { foresight: self, keep, drop }
+    }
+}
+
+/// See [`Foresight::looker`].
+pub struct Looker<'a> {
+    foresight: &'a Foresight,
+    keep: InOrder<'a>,
+    drop: InOrder<'a>,
+}
+
+impl Looker<'_> {
+    /// True if the file that an entry of `layer` (0 is the lowest) names is likely to be written anew.
+    pub fn wants(&mut self, layer: usize, path: &RootPath) -> bool {
+        layer >= self.foresight.base
+            && (self.foresight.used.contains(path) || self.keep.picks(path))
+            && !self.drop.picks(path)
+    }
+}
