@@ -113,7 +113,7 @@ pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descrip
 fn keep_digest(keep: &KeepSet) -> Digest {
     let mut hash = Sha256::new();
     for path in keep.paths.keys() {
-        hash.update(path.to_string());
+        hash.update(path.escaped().as_bytes());
         hash.update("\n");
     }
     Digest::from_raw(hash.finalize().into())

@@ -193,8 +193,9 @@ pub(super) fn kept<'a>(tree: &'a Tree, keep: &KeepSet) -> Vec<(&'a RootPath, &'a
     let mut wanted = keep.paths.keys().peekable();
     let mut kept = Vec::new();
     for (path, node) in &tree.nodes {
-        while wanted.next_if(|other| *other < path).is_some() {}
-        let named = wanted.peek().is_some_and(|other| *other == path);
+        // Equal ones are most often the same one: that is seen without a look at the bytes.
+        while wanted.next_if(|other| *other != path && *other < path).is_some() {}
+        let named = wanted.next_if_eq(&path).is_some();
         if named || (node.kind == NodeKind::Dir && parents.contains(path)) {
             kept.push((path, node.as_ref()));
         }

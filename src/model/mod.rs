@@ -32,5 +32,7 @@ pub use profile::{FirstUse, Loss, Phase, Profile, RunRecord};
 pub use seen::Seen;
 pub use sorted::SortedMap;
 pub use syscall::Arch;
-pub use tree::{ElfFacts, Facts, LayerShape, Node, NodeKind, Past, Resolved, Tree, escaped};
+pub use tree::{
+    ElfFacts, Facts, LayerShape, Node, NodeKind, Past, Resolved, Totals, Tree, escaped,
+};
 pub use xattrs::Xattrs;

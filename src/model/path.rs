@@ -1,5 +1,6 @@
 //! Paths as a container sees them: bytes, absolute, without `.` and `..`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,6 +119,15 @@ impl RootPath {
         std::iter::successors(self.parent(), Self::parent)
     }
 
+    /// What [`fmt::Display`] writes; borrowed where nothing is to be escaped.
+    pub fn escaped(&self) -> Cow<'_, str> {
+        let plain = self.0.iter().all(|b| matches!(b, b' '..=b'~') && *b != b'\\');
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if plain => Cow::Borrowed(text),
+            _ => Cow::Owned(escape(&self.0)),
+        }
+    }
+
     /// Reads the escaped form that [`fmt::Display`] writes; `None` if it is not one.
     pub fn from_escaped(text: &str) -> Option<Self> {
         Self::parse(&unescape(text)?)
@@ -177,7 +187,7 @@ pub fn unescape(text: &str) -> Option<Vec<u8>> {
 
 impl fmt::Display for RootPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&escape(&self.0))
+        f.write_str(&self.escaped())
     }
 }
 

@@ -229,30 +229,67 @@ impl Tree {
         Some(Resolved { links, path: at, exists })
     }
 
-    /// Regular files' bytes, each inode once, and the number of paths that are not directories.
-    pub fn totals(&self) -> (u64, u64) {
-        self.totals_of(|_| true)
+    /// How much there is.
+    pub fn totals(&self) -> Totals {
+        self.totals_with(|_| false).0
     }
 
-    /// The same of the paths that `counts` picks; it is asked in order.
-    pub fn totals_of(&self, mut counts: impl FnMut(&RootPath) -> bool) -> (u64, u64) {
-        let (mut files, mut bytes, mut inodes) = (0, 0, Vec::new());
-        for (_, node) in self.nodes.iter().filter(|(path, _)| counts(path)) {
-            match node.kind {
-                NodeKind::Dir => continue,
-                NodeKind::File { size: 1.., .. } => inodes.push(node),
-                _ => {}
+    /// How much there is, and how much of it `counts` picks; it is asked in order.
+    pub fn totals_with(&self, mut counts: impl FnMut(&RootPath) -> bool) -> (Totals, Totals) {
+        let (mut all, mut picked) = (Totals::default(), Totals::default());
+        let (mut known, mut known_picked) = (Inodes::default(), Inodes::default());
+        for (path, node) in &self.nodes {
+            let counts = counts(path);
+            if node.kind == NodeKind::Dir {
+                continue;
             }
-            files += 1;
-        }
-        inodes.sort_unstable_by_key(|node| node.inode);
-        inodes.dedup_by_key(|node| node.inode);
-        for node in inodes {
-            if let NodeKind::File { size, .. } = node.kind {
-                bytes += size;
+            all.add(node, &mut known);
+            if counts {
+                picked.add(node, &mut known_picked);
             }
         }
-        (files, bytes)
+        (all, picked)
+    }
+}
+
+/// How much a tree has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Paths that are not directories.
+    pub files: u64,
+    /// Those of regular files, each inode once.
+    pub bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, node: &Node, known: &mut Inodes) {
+        self.files += 1;
+        if let NodeKind::File { size: size @ 1.., .. } = node.kind
+            && known.is_new(node.inode)
+        {
+            self.bytes += size;
+        }
+    }
+}
+
+/// Inodes that were seen, a bit for each, by layer: they are numbered without gaps.
+#[derive(Default)]
+struct Inodes(Vec<Vec<u64>>);
+
+impl Inodes {
+    fn is_new(&mut self, inode: u64) -> bool {
+        let [layer, entry] = [inode >> 32, inode & 0xffff_ffff].map(|n| n as usize);
+        let (word, bit) = (entry / 64, 1 << (entry % 64));
+        if self.0.len() <= layer {
+            self.0.resize_with(layer + 1, Vec::new);
+        }
+        let words = &mut self.0[layer];
+        if words.len() <= word {
+            words.resize(word + 1, 0);
+        }
+        let new = words[word] & bit == 0;
+        words[word] |= bit;
+        new
     }
 }
 

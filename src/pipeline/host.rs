@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::model::Totals;
 use crate::oci::Image;
 use crate::rootfs::{self, Store, StoredLayer};
 use crate::runtime;
@@ -45,7 +46,7 @@ impl Inspected {
 /// Whatever is wrong with the image.
 pub fn inspect(image: &str, access: &Access) -> Result<Inspected, PipelineError> {
     let image = source::open(image, access)?;
-    let (files, bytes) = rootfs::index(&image)?.totals();
+    let Totals { files, bytes } = rootfs::index(&image)?.totals();
     Ok(Inspected { image, files, bytes })
 }
 

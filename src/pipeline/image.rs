@@ -45,6 +45,9 @@ pub(super) fn open_file(path: &Path) -> Result<Image, PipelineError> {
 
 /// Why each path stays, for whoever asks with RUST_LOG=slim=debug.
 pub(super) fn log_reasons(keep: &KeepSet) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
     for (path, reasons) in &keep.paths {
         tracing::debug!(%path, ?reasons, "kept");
     }

@@ -121,7 +121,7 @@ impl Wanted {
         let keep = self.decide(image, tree, profile)?;
         let allowlist = seccomp::allowlist(profile, &self.policy)?;
         let recipe = emit::write_recipe(&self.order(original, &keep, None), folder)?;
-        let mut summary = Summary::of(image, tree, profile, &self.policy);
+        let mut summary = Summary::uncounted(image, profile, &self.policy);
         summary.decided(tree, &keep, &allowlist);
         summary.warnings.extend(recipe.warnings.iter().cloned());
         summary.recipe = Some(recipe);
@@ -165,7 +165,7 @@ impl Wanted {
         product: &Product,
     ) -> Summary {
         let Original { image, tree, .. } = *original;
-        let mut summary = Summary::of(image, tree, profile, &self.policy);
+        let mut summary = Summary::uncounted(image, profile, &self.policy);
         summary.warnings.extend(self.warnings());
         summary.produced(tree, product);
         summary

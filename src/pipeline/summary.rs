@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::emit::{Recipe, Written};
 use crate::keep::Finding;
-use crate::model::{ChainId, DiffId, Digest, KeepSet, Loss, Policy, Profile, Tree};
+use crate::model::{ChainId, DiffId, Digest, KeepSet, Loss, Policy, Profile, Totals, Tree};
 use crate::oci::Image;
 use crate::seccomp::Allowlist;
 
@@ -160,7 +160,14 @@ impl From<&Finding> for FindingText {
 impl Summary {
     /// What is known from the original and a profile alone; the rest is filled in as it happens.
     pub fn of(image: &Image, tree: &Tree, profile: &Profile, policy: &Policy) -> Self {
-        let (files, bytes) = tree.totals();
+        let Totals { files, bytes } = tree.totals();
+        let mut new = Self::uncounted(image, profile, policy);
+        (new.files.before, new.bytes.before) = (files, bytes);
+        new
+    }
+
+    /// The same without what [`Summary::decided`] counts.
+    pub(super) fn uncounted(image: &Image, profile: &Profile, policy: &Policy) -> Self {
         let losses = profile.losses();
         Self {
             schema: SCHEMA.to_owned(),
@@ -172,8 +179,8 @@ impl Summary {
             complete: profile.is_complete(),
             losses,
             verified: None,
-            files: BeforeAfter { before: files, after: 0 },
-            bytes: BeforeAfter { before: bytes, after: 0 },
+            files: BeforeAfter::default(),
+            bytes: BeforeAfter::default(),
             syscalls: Calls { recorded: recorded_calls(profile), ..Calls::default() },
             generated: Vec::new(),
             kept_by_reason: BTreeMap::new(),
@@ -191,11 +198,13 @@ impl Summary {
     /// Adds what the keep-set and the allowlist say.
     pub fn decided(&mut self, tree: &Tree, keep: &KeepSet, allowlist: &Allowlist) {
         let mut kept = keep.paths.keys().peekable();
-        let (files, bytes) = tree.totals_of(|path| {
-            while kept.next_if(|other| *other < path).is_some() {}
+        let (all, left) = tree.totals_with(|path| {
+            // Equal ones are most often the same one: that is seen without a look at the bytes.
+            while kept.next_if(|other| *other != path && *other < path).is_some() {}
             kept.next_if_eq(&path).is_some()
         });
-        (self.files.after, self.bytes.after) = (files, bytes);
+        self.files = BeforeAfter { before: all.files, after: left.files };
+        self.bytes = BeforeAfter { before: all.bytes, after: left.bytes };
         self.kept_by_reason = keep.by_reason();
         self.syscalls.allowed = allowlist.why.len() as u64;
         self.syscalls.why = allowlist.why.clone();

@@ -248,7 +248,7 @@ impl<'a> Work<'a> {
         let unpacked = |layer, path: &RootPath| self.folders.open(layer, path);
         let progress = &|done, total| self.reporter.progress(done, total);
         let packed = InStore(&self.store);
-        let places = Places { unpacked: Some(&unpacked), packed: Some(&packed) };
+        let places = Places { unpacked: Some(&unpacked), packed: Some(&packed), aside: None };
         let original = Original { image: &self.image, tree, places, progress };
         self.wanted.produce(&original, profile, &file)
     }
@@ -281,7 +281,7 @@ impl<'a> Work<'a> {
         product: Option<&Product>,
     ) -> Result<(), PipelineError> {
         let tree = self.shelf.tree()?;
-        let decided = Summary::of(&self.image, tree, profile, &self.wanted.policy);
+        let decided = Summary::uncounted(&self.image, profile, &self.wanted.policy);
         summary.complete = decided.complete;
         summary.losses = decided.losses;
         summary.syscalls = decided.syscalls;
