@@ -59,6 +59,7 @@ pub(super) fn complete(profile: &Profile, keep_going: bool) -> Result<(), Pipeli
 /// As for `trace`; an incomplete profile is refused unless `keep_going`.
 pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, PipelineError> {
     spec.product.check()?;
+    crate::sys::memory::map_lists();
     let profile = read_profile(&spec.profile)?;
     let image = source::open(&spec.image, &spec.access)?;
     same_image(&image, &profile)?;

@@ -107,7 +107,10 @@ impl Wanted {
         profile: &Profile,
     ) -> Result<KeepSet, KeepError> {
         let edited = self.edits.config(&image.config);
-        keep::decide_for(profile, tree, &[&image.config, &edited], &self.policy)
+        let keep = keep::decide_for(profile, tree, &[&image.config, &edited], &self.policy);
+        // What is kept of a large image passed through several hands.
+        crate::sys::memory::give_back();
+        keep
     }
 
     /// Writes a Dockerfile and what it needs into `folder`.

@@ -12,6 +12,16 @@ pub fn share_arena() {
     }
 }
 
+/// Lists of a million things are mapped by themselves, whatever was freed before: none of them leaves a
+/// hole in the heap that nothing else fills.
+pub fn map_lists() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: as above.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+    }
+}
+
 /// Gives whole free pages back to the kernel.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
