@@ -4,15 +4,16 @@
 use std::collections::HashSet;
 
 use crate::model::profile::kind;
-use crate::model::{Policy, Profile, RootPath};
+use crate::model::{ImageConfig, Policy, Profile, RootPath};
 
 use super::KeepError;
 use super::globs::{Globs, InOrder};
-use super::needs::counts;
+use super::needs::{CONFIGURED, counts};
 
 /// Foretells [`super::decide`]; it may be wrong in either direction.
 pub struct Foresight {
     used: HashSet<RootPath>,
+    volumes: Vec<RootPath>,
     keep: Globs,
     drop: Globs,
     /// The lowest layers, which stay whole.
@@ -20,15 +21,19 @@ pub struct Foresight {
 }
 
 impl Foresight {
-    /// What one of several profiles is a reason to keep.
+    /// What one of several profiles, or one of the configurations, is a reason to keep.
     ///
     /// # Errors
     /// For a glob that is none.
     pub fn new<'a>(
         profiles: impl IntoIterator<Item = &'a Profile>,
+        configs: impl IntoIterator<Item = &'a ImageConfig>,
         policy: &Policy,
     ) -> Result<Self, KeepError> {
-        let mut used = HashSet::new();
+        let always = CONFIGURED.iter().filter_map(|(path, _)| RootPath::parse(path.as_bytes()));
+        let mut used: HashSet<RootPath> = always.collect();
+        let volumes = configs.into_iter().flat_map(ImageConfig::volumes);
+        let volumes = volumes.filter_map(|path| RootPath::parse(path.as_bytes())).collect();
         for profile in profiles {
             let read = |access| counts(profile, access, |kind| kind != kind::WALK);
             let files = profile.files.iter().filter(|(_, cell)| read(&cell.access));
@@ -38,6 +43,7 @@ impl Foresight {
         }
         Ok(Self {
             used,
+            volumes,
             keep: Globs::new("keep", &policy.keep)?,
             drop: Globs::new("drop", &policy.drop)?,
             base: policy.keep_base,
@@ -61,8 +67,8 @@ pub struct Looker<'a> {
 impl Looker<'_> {
     /// True if the file that an entry of `layer` (0 is the lowest) names is likely to be written anew.
     pub fn wants(&mut self, layer: usize, path: &RootPath) -> bool {
-        layer >= self.foresight.base
-            && (self.foresight.used.contains(path) || self.keep.picks(path))
-            && !self.drop.picks(path)
+        let Foresight { used, volumes, base, .. } = self.foresight;
+        let kept = || used.contains(path) || volumes.iter().any(|volume| path.is_within(volume));
+        layer >= *base && (kept() || self.keep.picks(path)) && !self.drop.picks(path)
     }
 }

@@ -10,7 +10,7 @@ use crate::model::{ImageConfig, NodeKind, Profile, Reason, RootPath, Seen, Tree}
 /// What name resolution and the choice of a user read, in the container or on the engine's side,
 /// whether a run did or not. The first three are looked up by engines for `USER`, `--user` and
 /// `exec --user`; the others are mounted over by engines, and read where one does not.
-const CONFIGURED: [(&str, &str); 6] = [
+pub const CONFIGURED: [(&str, &str); 6] = [
     ("/etc/passwd", "USER"),
     ("/etc/group", "USER"),
     ("/etc/nsswitch.conf", "name resolution"),

@@ -70,7 +70,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     let (tree, aside) = if spec.recipe {
         (rootfs::index(&image)?, rootfs::Aside::default())
     } else {
-        let foresight = Foresight::new([&profile], &wanted.policy)?;
+        let foresight = Foresight::new([&profile], [&image.config], &wanted.policy)?;
         rootfs::index_aside(&image, &foresight)?
     };
     let tree = ManuallyDrop::new(tree);

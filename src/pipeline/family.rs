@@ -178,7 +178,9 @@ fn members(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Vec<Member>, Pi
     let named = pairs.iter().map(|(image, _, path)| (image.name.as_deref(), path.as_path()));
     let folders = folder_names(&named.collect::<Vec<_>>());
     // What one image's profile does not name of a layer, another's may.
-    let foresight = Foresight::new(pairs.iter().map(|(_, profile, _)| profile), &spec.policy)?;
+    let profiles = pairs.iter().map(|(_, profile, _)| profile);
+    let configs = pairs.iter().map(|(image, ..)| &image.config);
+    let foresight = Foresight::new(profiles, configs, &spec.policy)?;
     let mut members: Vec<Member> = Vec::new();
     for (at, ((image, profile, _), folder)) in pairs.into_iter().zip(folders).enumerate() {
         let shared = |other: &Vec<DiffId>| common(&ids[at], other);

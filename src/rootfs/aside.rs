@@ -130,7 +130,10 @@ impl<'a> Setter<'a> {
                 blocks.push(block.and_then(|block| u32::try_from(block).ok()).unwrap_or(0));
                 false
             }
-            Places::Some { .. } => size.is_some_and(|size| self.set_aside(entry, size)),
+            // A hole is read for nothing, and written would be as large as it says.
+            Places::Some { .. } => {
+                at.is_some() && size.is_some_and(|size| self.set_aside(entry, size))
+            }
         }
     }
 

@@ -237,7 +237,7 @@ fn written_from_aside(
     target: &Path,
 ) -> Result<Digest, String> {
     let policy = Policy { keep: vec![foreseen.to_owned()], ..Policy::default() };
-    let foresight = Foresight::new([], &policy).map_err(|e| e.to_string())?;
+    let foresight = Foresight::new([], [], &policy).map_err(|e| e.to_string())?;
     let (tree, aside) = index_aside(image, &foresight).map_err(|e| format!("index: {e}"))?;
     let aside = SetAside(aside);
     let places = Places { aside: Some(&aside), ..Places::default() };
