@@ -1,13 +1,12 @@
 //! The contents of the original's files, in the order in which the result wants them.
 //!
-//! What was unpacked or set aside is taken from there. For the rest each layer is read once more, and only
+//! What was unpacked, or whose place is known, is taken from there. For the rest each layer is read once more, and only
 //! as far as something in it is wanted; what comes before its turn waits. The layers were verified as a
 //! whole when they were indexed, so here each content is held against the digest that it had then.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -15,14 +14,15 @@ use sha2::{Digest as _, Sha256};
 use crate::model::{Digest, Node, NodeKind, RootPath};
 use crate::oci::Image;
 use crate::oci::layer::{self, LayerError, LayerStream};
+use crate::sys::section::Section;
 
 use super::plan::{Filtered, Kept};
-use super::{EmitError, Places};
+use super::{EmitError, Place, Places};
 
 /// Content kept in memory while it waits for its layer; more goes to a temporary file.
 const SPOOL: usize = 1 << 20;
 const CHUNK: usize = 128 << 10;
-/// As much is read at a time of what was set aside: the next content may be near, or far.
+/// As much is read at a time where places are known: the next content may be near, or far.
 const NEAR: usize = 32 << 10;
 
 /// What is wanted, and where reading is.
@@ -37,34 +37,8 @@ pub(super) struct Contents<'a> {
     waiting: HashMap<u64, (tempfile::SpooledTempFile, Digest)>,
     /// The layer being read, and how many entries of it were.
     open: Option<(usize, LayerStream, u64)>,
-    /// Where contents that were set aside are read.
-    set_aside: Option<BufReader<Section<'a>>>,
-}
-
-/// A file that is read without moving its offset, which others may share.
-struct Section<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for Section<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(buf, self.at)?;
-        self.at += n as u64;
-        Ok(n)
-    }
-}
-
-impl Seek for Section<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-            SeekFrom::End(_) => None,
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
+    /// Where contents whose places are known are read.
+    near: Option<BufReader<Section<&'a File>>>,
 }
 
 impl<'a> Contents<'a> {
@@ -83,9 +57,8 @@ impl<'a> Contents<'a> {
                     _ => None,
                 }
             });
-        let set_aside =
-            |inode: &u64| places.aside.is_some_and(|aside| aside.find(*inode).is_some());
-        let wanted: Vec<u64> = wanted.filter(|inode| !set_aside(inode)).collect();
+        let known = |inode: &u64| places.known.is_some_and(|known| known.find(*inode).is_some());
+        let wanted: Vec<u64> = wanted.filter(|inode| !known(inode)).collect();
         tracing::debug!(contents = wanted.len(), "contents for which layers are read once more");
         Self { places, ..Self::of(image, wanted, blobs) }
     }
@@ -94,8 +67,8 @@ impl<'a> Contents<'a> {
     pub fn of(image: &'a Image, mut wanted: Vec<u64>, blobs: &'a Path) -> Self {
         wanted.sort_unstable();
         let (wanted, waiting) = (wanted.into_iter(), HashMap::new());
-        let (places, open, set_aside) = (Places::default(), None, None);
-        Self { image, places, blobs, wanted, waiting, open, set_aside }
+        let (places, open, near) = (Places::default(), None, None);
+        Self { image, places, blobs, wanted, waiting, open, near }
     }
 
     /// Copies the content of an inode, given its names, to `out`; each one can be had once.
@@ -105,6 +78,9 @@ impl<'a> Contents<'a> {
         want: Digest,
         out: &mut impl Write,
     ) -> Result<(), EmitError> {
+        if crate::sys::signals::interrupted() {
+            return Err(EmitError::Interrupted);
+        }
         let Some((name, Node { kind, inode, .. })) = names.first() else { return Ok(()) };
         let layer = layer_of(*inode);
         let size = if let NodeKind::File { size, .. } = kind { *size } else { 0 };
@@ -114,8 +90,9 @@ impl<'a> Contents<'a> {
                 Ok(file) => {
                     let room = usize::try_from(size).unwrap_or(CHUNK).clamp(1, CHUNK);
                     let mut file = BufReader::with_capacity(room, file);
-                    let got = self.drain(&mut file, u64::MAX, out)?;
                     let path = path.clone();
+                    let unread = |source| EmitError::Unread { layer, path: path.clone(), source };
+                    let got = self.drain(&mut file, u64::MAX, out, unread)?;
                     return match got == want {
                         true => Ok(()),
                         false => Err(EmitError::Copy { layer, path, want, got }),
@@ -125,10 +102,17 @@ impl<'a> Contents<'a> {
                 Err(error) => tracing::info!(%path, %error, "its content is read from the layer"),
             }
         }
-        let set_aside = self.places.aside.and_then(|aside| aside.find(*inode));
-        if let Some((file, offset)) = set_aside {
-            let got = self.fetch(file, offset, size, out)?;
-            return held_against(want, got, layer, name);
+        if let Some(place) = self.places.known.and_then(|known| known.find(*inode)) {
+            let path = || (*name).clone();
+            let unread = |source| match place.copy {
+                true => EmitError::Unread { layer, path: path(), source },
+                false => LayerError::Read { layer, blob: format!("with {name}"), source }.into(),
+            };
+            let got = self.fetch(place, size, out, unread)?;
+            return match place.copy {
+                true if got != want => Err(EmitError::Temporary { layer, path: path(), want, got }),
+                _ => held_against(want, got, layer, name),
+            };
         }
         let got = match self.waiting.remove(inode) {
             Some((mut spool, digest)) => {
@@ -145,43 +129,49 @@ impl<'a> Contents<'a> {
         held_against(want, got, layer, name)
     }
 
-    /// Copies a content that was set aside.
+    /// Copies a content of `size` bytes whose place is known; its digest.
     fn fetch(
         &mut self,
-        file: &'a File,
-        offset: u64,
+        Place { file, at, .. }: Place<'a>,
         size: u64,
         out: &mut impl Write,
+        unread: impl Fn(io::Error) -> EmitError,
     ) -> Result<Digest, EmitError> {
-        let same = |open: &BufReader<Section<'_>>| std::ptr::eq(open.get_ref().file, file);
-        let open = self.set_aside.take().filter(same);
-        let new = || BufReader::with_capacity(NEAR, Section { file, at: 0 });
-        let mut reader = open.unwrap_or_else(new);
+        let same = |open: &BufReader<Section<&File>>| std::ptr::eq(open.get_ref().file, file);
+        let open = self.near.take().filter(same);
+        let whole = Section { file, at: 0, end: u64::MAX };
+        let mut reader = open.unwrap_or_else(|| BufReader::with_capacity(NEAR, whole));
         // Most often it begins where the last one ended, or soon after.
-        let at = reader.get_ref().at - reader.buffer().len() as u64;
-        let moved = match i64::try_from(i128::from(offset) - i128::from(at)) {
+        let now = reader.get_ref().at - reader.buffer().len() as u64;
+        let moved = match i64::try_from(i128::from(at) - i128::from(now)) {
             Ok(gap) => reader.seek_relative(gap),
-            Err(_) => reader.seek(SeekFrom::Start(offset)).map(drop),
+            Err(_) => reader.seek(SeekFrom::Start(at)).map(drop),
         };
-        moved.map_err(EmitError::Unread)?;
-        let digest = self.drain(&mut reader, size, out)?;
-        self.set_aside = Some(reader);
+        moved.map_err(&unread)?;
+        let digest = self.drain(&mut reader, size, out, unread)?;
+        self.near = Some(reader);
         Ok(digest)
     }
 
-    /// Copies what is left, or the next `len` bytes; the digest of that.
+    /// Copies the next `len` bytes, or as many as there are; their digest.
     fn drain(
         &self,
         from: &mut impl BufRead,
         mut len: u64,
         out: &mut impl Write,
+        unread: impl Fn(io::Error) -> EmitError,
     ) -> Result<Digest, EmitError> {
         let mut hash = Sha256::new();
         while len > 0 {
-            let there = from.fill_buf().map_err(EmitError::Unread)?;
-            if there.is_empty() {
-                break;
+            if crate::sys::signals::interrupted() {
+                return Err(EmitError::Interrupted);
             }
+            let there = match from.fill_buf() {
+                Ok([]) => break,
+                Ok(there) => there,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unread(error)),
+            };
             let n = there.len().min(usize::try_from(len).unwrap_or(usize::MAX));
             hash.update(&there[..n]);
             out.write_all(&there[..n]).map_err(|e| EmitError::write(self.blobs, e))?;
@@ -252,7 +242,8 @@ fn layer_of(inode: u64) -> usize {
     usize::try_from(inode >> 32).unwrap_or(usize::MAX)
 }
 
-/// The tar of a whole layer that was verified before: whoever writes it learns its digest anyway.
+/// The tar of a whole layer that was verified before; the caller holds the digest of what it wrote against
+/// the diffID.
 pub(super) fn whole(
     image: &Image,
     layer: usize,

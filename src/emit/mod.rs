@@ -48,13 +48,21 @@ pub enum EmitError {
     Interrupted,
     #[error("cannot write {}: choose a folder that can be written with -o", path.display())]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("a content that was unpacked or set aside cannot be read")]
-    Unread(#[source] std::io::Error),
+    /// A disk is failing: exit 4.
+    #[error(
+        "the copy of {path} in layer {layer} that was made a moment ago cannot be read: is its disk failing? start again with another store or TMPDIR"
+    )]
+    Unread { layer: usize, path: RootPath, source: std::io::Error },
     /// The store was tampered with, or its disk is failing: exit 4.
     #[error(
         "the unpacked copy of {path} in layer {layer} hashes to {got}, the layer has {want}: somebody changed the store; remove it with `slim store gc` and start again"
     )]
     Copy { layer: usize, path: RootPath, want: Digest, got: Digest },
+    /// A disk is failing: exit 4.
+    #[error(
+        "the temporary copy of {path} in layer {layer} hashes to {got}, the layer has {want}: is the disk failing? start again with another TMPDIR"
+    )]
+    Temporary { layer: usize, path: RootPath, want: Digest, got: Digest },
     #[error("the index was made of other layers than the image has; index it again")]
     OtherTree,
     #[error("the image's configuration is no JSON object: it is damaged, copy it again")]
@@ -101,10 +109,20 @@ pub struct Emitted {
 /// Opens the file that the entries of a layer (0 is the lowest) made at a path, where layers are unpacked.
 pub type Unpacked<'a> = dyn Fn(usize, &RootPath) -> std::io::Result<File> + 'a;
 
-/// Contents that were set aside when the layers were read.
-pub trait SetAside {
-    /// The file that has the content of an inode ([`crate::model::Node::inode`]), and where in it that begins.
-    fn find(&self, inode: u64) -> Option<(&File, u64)>;
+/// Contents whose places were learnt while the layers were indexed.
+pub trait KnownPlaces {
+    /// Where the content of an inode ([`crate::model::Node::inode`]) lies.
+    fn find(&self, inode: u64) -> Option<Place<'_>>;
+}
+
+/// Where a content lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub file: &'a File,
+    /// Where in it the content begins, in bytes.
+    pub at: u64,
+    /// True for a file of slim's own, not the archive that holds the layer.
+    pub copy: bool,
 }
 
 /// Where parts of a result can be had for less than by reading the layers; what they lack comes from there.
@@ -112,8 +130,8 @@ pub trait SetAside {
 pub struct Places<'a> {
     /// Contents.
     pub unpacked: Option<&'a Unpacked<'a>>,
-    /// Contents too.
-    pub aside: Option<&'a dyn SetAside>,
+    /// Contents whose places are known.
+    pub known: Option<&'a dyn KnownPlaces>,
     /// Whole layers of an earlier result.
     pub packed: Option<&'a dyn PackedLayers>,
 }

@@ -190,13 +190,10 @@ impl<'a> Plan<'a> {
 /// What the tree has of the kept paths, and the folders above them, in order.
 pub(super) fn kept<'a>(tree: &'a Tree, keep: &KeepSet) -> Vec<(&'a RootPath, &'a Node)> {
     let parents = parents(tree, keep);
-    let mut wanted = keep.paths.keys().peekable();
+    let mut wanted = keep.in_order();
     let mut kept = Vec::new();
     for (path, node) in &tree.nodes {
-        // Equal ones are most often the same one: that is seen without a look at the bytes.
-        while wanted.next_if(|other| *other != path && *other < path).is_some() {}
-        let named = wanted.next_if_eq(&path).is_some();
-        if named || (node.kind == NodeKind::Dir && parents.contains(path)) {
+        if wanted.has(path) || (node.kind == NodeKind::Dir && parents.contains(path)) {
             kept.push((path, node.as_ref()));
         }
     }

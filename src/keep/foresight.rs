@@ -16,8 +16,6 @@ pub struct Foresight {
     volumes: Vec<RootPath>,
     keep: Globs,
     drop: Globs,
-    /// The lowest layers, which stay whole.
-    base: usize,
 }
 
 impl Foresight {
@@ -44,9 +42,8 @@ impl Foresight {
         Ok(Self {
             used,
             volumes,
-            keep: Globs::new("keep", &policy.keep)?,
-            drop: Globs::new("drop", &policy.drop)?,
-            base: policy.keep_base,
+            keep: Globs::joined("keep", &policy.keep)?,
+            drop: Globs::joined("drop", &policy.drop)?,
         })
     }
 
@@ -65,10 +62,10 @@ pub struct Looker<'a> {
 }
 
 impl Looker<'_> {
-    /// True if the file that an entry of `layer` (0 is the lowest) names is likely to be written anew.
-    pub fn wants(&mut self, layer: usize, path: &RootPath) -> bool {
-        let Foresight { used, volumes, base, .. } = self.foresight;
+    /// True if the file that an entry names is likely to stay.
+    pub fn wants(&mut self, path: &RootPath) -> bool {
+        let Foresight { used, volumes, .. } = self.foresight;
         let kept = || used.contains(path) || volumes.iter().any(|volume| path.is_within(volume));
-        layer >= *base && (kept() || self.keep.picks(path)) && !self.drop.picks(path)
+        (kept() || self.keep.picks(path)) && !self.drop.picks(path)
     }
 }

@@ -24,15 +24,20 @@ pub struct Globs {
 }
 
 impl Globs {
-    /// Empty lines and comments, as `--keep-from` files have them, are left out.
+    /// See [`lines`].
     pub fn new(option: &'static str, globs: &[String]) -> Result<Self, KeepError> {
-        let lines = globs.iter().filter(|g| !g.trim().is_empty() && !g.starts_with('#'));
         let mut each = Vec::new();
-        for glob in lines.clone() {
+        for glob in lines(globs) {
             let plain = glob.strip_prefix('!').unwrap_or(glob);
             each.push((glob.clone(), compile(option, std::iter::once(plain))?));
         }
-        Ok(Self { option, each, all: compile(option, lines.map(String::as_str))? })
+        Ok(Self { option, each, all: compile(option, lines(globs).map(String::as_str))? })
+    }
+
+    /// The globs for [`Globs::in_order`] alone.
+    pub fn joined(option: &'static str, globs: &[String]) -> Result<Self, KeepError> {
+        let all = compile(option, lines(globs).map(String::as_str))?;
+        Ok(Self { option, each: Vec::new(), all })
     }
 
     /// A matcher of its own, for one thread.
@@ -108,8 +113,8 @@ fn stretches(tree: &Tree) -> Vec<Stretch<'_>> {
     starts.iter().map(|start| Included(*start)).zip(ends).collect()
 }
 
-/// All the globs of an option, for paths that come folder by folder: what is said of a folder holds for all
-/// that lies in it.
+/// Globs, for paths that come folder by folder: what they say of a folder holds for all that lies in it, unless
+/// they say something of that itself.
 pub struct InOrder<'a> {
     globs: &'a Gitignore,
     folder: Option<RootPath>,
@@ -139,6 +144,11 @@ impl<'a> InOrder<'a> {
         }
         self.above.clone()
     }
+}
+
+/// Empty lines and comments, as `--keep-from` files have them, are left out.
+fn lines(globs: &[String]) -> impl Iterator<Item = &String> {
+    globs.iter().filter(|g| !g.trim().is_empty() && !g.starts_with('#'))
 }
 
 /// The matcher is given lines, never a file name: it opens nothing.

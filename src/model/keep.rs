@@ -1,6 +1,7 @@
 //! The keep-set: which paths stay, each with its reasons.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -113,7 +114,23 @@ pub struct KeepSet {
     pub dropped: BTreeSet<RootPath>,
 }
 
+/// Kept paths, asked for in order.
+pub struct KeptInOrder<'a>(Peekable<btree_map::Keys<'a, RootPath, Reasons>>);
+
+impl KeptInOrder<'_> {
+    /// True if `path`, which comes after all that were asked for before, is kept.
+    pub fn has(&mut self, path: &RootPath) -> bool {
+        while self.0.next_if(|kept| !kept.is(path) && *kept < path).is_some() {}
+        self.0.next_if(|kept| kept.is(path)).is_some()
+    }
+}
+
 impl KeepSet {
+    /// For asking about many paths in order.
+    pub fn in_order(&self) -> KeptInOrder<'_> {
+        KeptInOrder(self.paths.keys().peekable())
+    }
+
     /// How many paths stay for each reason (a path with two reasons counts for both).
     pub fn by_reason(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();

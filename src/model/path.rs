@@ -46,6 +46,11 @@ impl RootPath {
         Some(if path.is_empty() { Self::root() } else { Self(path.into()) })
     }
 
+    /// `==`, at once where one is a clone of the other.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self == other
+    }
+
     /// The bytes, with the leading slash.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -272,7 +272,7 @@ impl Totals {
     }
 }
 
-/// Inodes that were seen, a bit for each, by layer: they are numbered without gaps.
+/// Inodes that were seen, a bit for each, by layer: they are numbered by its entries, so that is little.
 #[derive(Default)]
 struct Inodes(Vec<Vec<u64>>);
 

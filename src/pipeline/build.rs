@@ -1,13 +1,12 @@
 //! `slim build`, `slim merge` and `slim seccomp`: from profiles alone, nothing is run.
 
-use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
-use crate::emit::{Places, SetAside};
+use crate::emit::{KnownPlaces, Place, Places};
 use crate::keep::Foresight;
 use crate::model::{Policy, Profile};
-use crate::rootfs;
+use crate::rootfs::{self, Aside, Room, Wish};
 use crate::seccomp;
 use crate::source::{self, Access};
 
@@ -68,14 +67,15 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     reporter.step("reading the image");
     // The process ends soon: to free a million nodes one by one would only take time.
     let (tree, aside) = if spec.recipe {
-        (rootfs::index(&image)?, rootfs::Aside::default())
+        (rootfs::index(&image)?, Aside::default())
     } else {
         let foresight = Foresight::new([&profile], [&image.config], &wanted.policy)?;
-        rootfs::index_aside(&image, &foresight)?
+        let (from, room) = (wanted.policy.keep_base, Room::now());
+        rootfs::index_aside(&image, Wish { foresight: &foresight, from, room: &room })?
     };
     let tree = ManuallyDrop::new(tree);
-    let aside = OfIndex(aside);
-    let places = Places { aside: Some(&aside), ..Places::default() };
+    let known = Known(aside);
+    let places = Places { known: Some(&known), ..Places::default() };
     let progress = &|done, total| reporter.progress(done, total);
     let original = Original { image: &image, tree: &tree, places, progress };
     let results = Results::open(&spec.output)?;
@@ -94,12 +94,13 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     finish(spec, &results, &profile, summary)
 }
 
-/// What was set aside while the image was indexed.
-pub(super) struct OfIndex(pub rootfs::Aside);
+/// What was learnt while the image was indexed.
+pub(super) struct Known(pub Aside);
 
-impl SetAside for OfIndex {
-    fn find(&self, inode: u64) -> Option<(&File, u64)> {
-        self.0.find(inode)
+impl KnownPlaces for Known {
+    fn find(&self, inode: u64) -> Option<Place<'_>> {
+        let rootfs::Place { file, at, copy } = self.0.find(inode)?;
+        Some(Place { file, at, copy })
     }
 }
 

@@ -13,10 +13,10 @@ use crate::emit::{self, Base, ImageFormat, Order, Places};
 use crate::keep::{self, Foresight, KeepError};
 use crate::model::{DiffId, Digest, KeepSet, NodeKind, Policy, Profile, Reason, Tree};
 use crate::oci::Image;
-use crate::rootfs;
+use crate::rootfs::{self, Room, Wish};
 use crate::source::{self, Access};
 
-use super::build::{OfIndex, complete, read_profile};
+use super::build::{Known, complete, read_profile};
 use super::product::{Original, Product, ProductSpec, Wanted};
 use super::results::{Results, write_json};
 use super::summary::BeforeAfter;
@@ -68,7 +68,7 @@ struct Member {
     wanted: Wanted,
     folder: String,
     tree: Tree,
-    aside: OfIndex,
+    known: Known,
     /// The tree after as many layers.
     cuts: BTreeMap<usize, Tree>,
     keep: KeepSet,
@@ -80,6 +80,7 @@ struct Member {
 /// As for `build`; a usage error for a profile without its image, or an image without its profile.
 pub fn build_family(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Family, PipelineError> {
     spec.product.check()?;
+    crate::sys::memory::map_lists();
     if spec.product.keep_base.is_some() {
         return Err(PipelineError::Usage(
             "--keep-base keeps layers whole, --family filters those that images share: give one of \
@@ -181,16 +182,20 @@ fn members(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Vec<Member>, Pi
     let profiles = pairs.iter().map(|(_, profile, _)| profile);
     let configs = pairs.iter().map(|(image, ..)| &image.config);
     let foresight = Foresight::new(profiles, configs, &spec.policy)?;
+    let room = Room::now();
     let mut members: Vec<Member> = Vec::new();
     for (at, ((image, profile, _), folder)) in pairs.into_iter().zip(folders).enumerate() {
         let shared = |other: &Vec<DiffId>| common(&ids[at], other);
         let cuts = ids.iter().enumerate().filter(|(other, _)| *other != at);
         let cuts: BTreeSet<usize> = cuts.map(|(_, other)| shared(other)).collect();
-        let (tree, cuts, aside) = rootfs::index_at(&image, &cuts, Some(&foresight))?;
-        let aside = OfIndex(aside);
+        // What it shares with an earlier one is written from that one's layers.
+        let from = ids[..at].iter().map(shared).max().unwrap_or(0);
+        let wish = Wish { foresight: &foresight, from, room: &room };
+        let (tree, cuts, aside) = rootfs::index_at(&image, &cuts, Some(wish))?;
+        let known = Known(aside);
         let wanted = spec.product.fit(&image, &policies)?;
         let keep = KeepSet::default();
-        members.push(Member { image, profile, wanted, folder, tree, aside, cuts, keep });
+        members.push(Member { image, profile, wanted, folder, tree, known, cuts, keep });
     }
     decide(&mut members, &spec.policy)?;
     let mut names = BTreeSet::new();
@@ -341,7 +346,7 @@ impl Work<'_> {
         let mut image = first.image.clone();
         image.layers.truncate(layers);
         let order = Order {
-            places: Places { aside: Some(&first.aside), ..Places::default() },
+            places: Places { known: Some(&first.known), ..Places::default() },
             base,
             packing: self.spec.product.packing,
             progress: &|done, total| self.reporter.progress(done, total),
@@ -353,7 +358,7 @@ impl Work<'_> {
     fn image(&self, at: usize, base: Option<&Base>) -> Result<(Product, Summary), PipelineError> {
         let member = &self.members[at];
         let Member { image, tree, profile, wanted, .. } = member;
-        let places = Places { aside: Some(&member.aside), ..Places::default() };
+        let places = Places { known: Some(&member.known), ..Places::default() };
         let mut keep = member.keep.clone();
         if let Some(base) = base {
             keep::add_names(&mut keep, tree, &base.names, &Reason::Family)?;

@@ -130,7 +130,13 @@ impl PipelineError {
             Self::Emit(error) if error.is_bad_image() => exit::IMAGE,
             Self::Runtime(error) => runtime_exit(error),
             Self::Record(_) | Self::Host { .. } | Self::Rootfs(_) => exit::HOST,
-            Self::Emit(EmitError::Full { .. } | EmitError::Write { .. }) => exit::HOST,
+            Self::Emit(
+                EmitError::Full { .. }
+                | EmitError::Write { .. }
+                | EmitError::Unread { .. }
+                | EmitError::Copy { .. }
+                | EmitError::Temporary { .. },
+            ) => exit::HOST,
             Self::Keep(_) | Self::Seccomp(_) | Self::Usage(_) => exit::USAGE,
             Self::Script { .. } => exit::SCRIPT,
             Self::NotReady(_) => exit::NOT_READY,

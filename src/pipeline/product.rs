@@ -108,7 +108,7 @@ impl Wanted {
     ) -> Result<KeepSet, KeepError> {
         let edited = self.edits.config(&image.config);
         let keep = keep::decide_for(profile, tree, &[&image.config, &edited], &self.policy);
-        // What is kept of a large image passed through several hands.
+        // Deciding leaves free pages behind.
         crate::sys::memory::give_back();
         keep
     }

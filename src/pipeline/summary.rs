@@ -197,12 +197,8 @@ impl Summary {
 
     /// Adds what the keep-set and the allowlist say.
     pub fn decided(&mut self, tree: &Tree, keep: &KeepSet, allowlist: &Allowlist) {
-        let mut kept = keep.paths.keys().peekable();
-        let (all, left) = tree.totals_with(|path| {
-            // Equal ones are most often the same one: that is seen without a look at the bytes.
-            while kept.next_if(|other| *other != path && *other < path).is_some() {}
-            kept.next_if_eq(&path).is_some()
-        });
+        let mut kept = keep.in_order();
+        let (all, left) = tree.totals_with(|path| kept.has(path));
         self.files = BeforeAfter { before: all.files, after: left.files };
         self.bytes = BeforeAfter { before: all.bytes, after: left.bytes };
         self.kept_by_reason = keep.by_reason();

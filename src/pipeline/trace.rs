@@ -248,7 +248,7 @@ impl<'a> Work<'a> {
         let unpacked = |layer, path: &RootPath| self.folders.open(layer, path);
         let progress = &|done, total| self.reporter.progress(done, total);
         let packed = InStore(&self.store);
-        let places = Places { unpacked: Some(&unpacked), packed: Some(&packed), aside: None };
+        let places = Places { unpacked: Some(&unpacked), packed: Some(&packed), known: None };
         let original = Original { image: &self.image, tree, places, progress };
         self.wanted.produce(&original, profile, &file)
     }

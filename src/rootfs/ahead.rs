@@ -2,15 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
-use crate::keep::Foresight;
 use crate::oci::Image;
 use crate::oci::layer::{self, Entry, LayerError};
 
-use super::aside::{self, Aside, Layer, Setter};
+use super::aside::{Aside, Layer, Setter, Wish};
 use super::{RootfsError, content};
 
 /// Entries that are handed over together.
@@ -20,6 +18,7 @@ const WAITING: usize = 64;
 /// Layers read at a time: more would only wait for the disk.
 const READERS: usize = 8;
 
+/// Entries of a layer; none once it has no more and was verified.
 type Batch = Result<Vec<Entry>, RootfsError>;
 /// A layer to be read, and where its entries are to go.
 type Job = (usize, SyncSender<Batch>);
@@ -37,35 +36,42 @@ pub(super) enum Turn<'a> {
     End(usize),
 }
 
-/// Hands over all layers of an image, lowest first. With foresight, says where contents lie: see [`Aside`].
+/// Hands over all layers of an image, lowest first. Says where contents lie that are wished for.
 ///
 /// # Errors
 /// What reading the lowest bad layer meets, or what `take` returns.
 pub(super) fn read(
     image: &Image,
-    foresight: Option<&Foresight>,
+    wish: Option<Wish<'_>>,
     mut take: impl FnMut(Turn<'_>) -> Result<(), LayerError>,
 ) -> Result<Aside, RootfsError> {
-    let room = aside::room();
-    let foresight = foresight.map(|foresight| (foresight, &room));
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS);
     let (jobs, queue) = channel();
     let queue = Mutex::new(queue);
     std::thread::scope(|scope| {
-        let (mut coming, threads) = Coming::start(scope, image, foresight, &queue, readers, jobs);
+        let (mut coming, threads) = Coming::start(scope, image, wish, &queue, readers, jobs);
         for at in 0..image.layers.len() {
             take(Turn::Begin(at))?;
+            let mut whole = false;
             for batch in coming.next().into_iter().flatten() {
                 if crate::sys::signals::interrupted() {
                     return Err(RootfsError::Interrupted);
                 }
-                batch?.iter().try_for_each(|entry| take(Turn::Entry(entry)))?;
+                let batch = batch?;
+                whole = batch.is_empty();
+                batch.iter().try_for_each(|entry| take(Turn::Entry(entry)))?;
+            }
+            if !whole {
+                break; // its reader panicked, which is told below
             }
             take(Turn::End(at))?;
         }
         // Nothing is asked for any more.
         drop(coming);
-        Ok(threads.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect())
+        let join = |thread: Thread<'_>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        Ok(threads.into_iter().flat_map(join).collect())
     })
 }
 
@@ -83,7 +89,7 @@ impl Coming {
     fn start<'scope, 'env>(
         scope: &'scope Scope<'scope, 'env>,
         image: &'env Image,
-        foresight: Option<(&'env Foresight, &'env AtomicU64)>,
+        wish: Option<Wish<'env>>,
         queue: &'env Mutex<Receiver<Job>>,
         readers: usize,
         jobs: Sender<Job>,
@@ -91,7 +97,7 @@ impl Coming {
         let layers = image.layers.len();
         let start = |_| {
             scope.spawn(move || {
-                let mut setter = foresight.map(|(foresight, room)| Setter::new(foresight, room));
+                let mut setter = wish.map(Setter::new);
                 // When nothing is asked for any more, the sender is gone.
                 while let Some((at, out)) = queue.lock().ok().and_then(|jobs| jobs.recv().ok()) {
                     if let Err(error) = read_layer(image, at, &out, setter.as_mut()) {
@@ -155,10 +161,13 @@ fn read_layer(
             }
         }
     }
-    let _ = out.send(Ok(batch));
+    if !batch.is_empty() {
+        let _ = out.send(Ok(batch));
+    }
     if let Some(setter) = setter {
         setter.end();
     }
     stream.finish()?;
+    let _ = out.send(Ok(Vec::new()));
     Ok(())
 }

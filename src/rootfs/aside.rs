@@ -16,43 +16,75 @@ use crate::oci::layer::{Entry, EntryKind};
 use crate::sys::temporary;
 
 const BUFFER: usize = 256 << 10;
-/// All that is set aside takes no more than this, nor than a quarter of what is free.
+/// All that is set aside with one [`Room`] takes no more than this, nor than a quarter of what is free.
 const MOST: u64 = 4 << 30;
 /// What tar fills contents up to.
 const BLOCK: u64 = 512;
+
+/// How many bytes may be set aside.
+pub struct Room(AtomicU64);
+
+impl Room {
+    /// As much as temporary files may have now.
+    pub fn now() -> Self {
+        let free = temporary::room(&temporary::folder()).ok().flatten();
+        Self(AtomicU64::new(free.map_or(0, |free| MOST.min(free / 4))))
+    }
+}
+
+/// Which contents are wanted.
+#[derive(Clone, Copy)]
+pub struct Wish<'a> {
+    pub foresight: &'a Foresight,
+    /// Of this layer and those above it; 0 is the lowest.
+    pub from: usize,
+    pub room: &'a Room,
+}
 
 /// Where contents of an image lie.
 #[derive(Default)]
 pub struct Aside(BTreeMap<usize, Layer>);
 
-/// Those of one layer.
+/// Where a content lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub file: &'a File,
+    /// Where in it the content begins.
+    pub at: u64,
+    /// True for a file of slim's own, not the archive that holds the layer.
+    pub copy: bool,
+}
+
+/// Where those of one layer lie.
 pub(super) struct Layer {
     file: Arc<File>,
-    places: Places,
+    starts: Starts,
 }
 
 /// Where contents begin, by the number of the entry: the lower half of an inode
 /// ([`crate::model::Node::inode`]).
-enum Places {
-    /// In a tar that begins at `start`: in which of its blocks, 0 for what is no content in one piece.
-    Tar { start: u64, blocks: Vec<u32> },
+enum Starts {
+    /// In a tar that begins at `tar`: in which of its blocks, 0 for what is no content in one piece.
+    Every { tar: u64, blocks: Vec<u32> },
     /// Those of `entries`, in order.
-    Some { entries: Vec<u32>, offsets: Vec<u64> },
+    Picked { entries: Vec<u32>, offsets: Vec<u64> },
 }
 
 impl Aside {
-    /// The file that has the content of the inode, and where in it that begins.
-    pub fn find(&self, inode: u64) -> Option<(&File, u64)> {
+    /// Where the content of the inode lies, if that is known.
+    pub fn find(&self, inode: u64) -> Option<Place<'_>> {
         let layer = self.0.get(&usize::try_from(inode >> 32).ok()?)?;
         let entry = u32::try_from(inode & 0xffff_ffff).ok()?;
-        let at = match &layer.places {
-            Places::Tar { start, blocks } => {
+        let (at, copy) = match &layer.starts {
+            Starts::Every { tar, blocks } => {
                 let block = *blocks.get(usize::try_from(entry).ok()?)?;
-                (block > 0).then(|| start + u64::from(block) * BLOCK)?
+                ((block > 0).then(|| tar + u64::from(block) * BLOCK)?, false)
             }
-            Places::Some { entries, offsets } => offsets[entries.binary_search(&entry).ok()?],
+            Starts::Picked { entries, offsets } => {
+                (offsets[entries.binary_search(&entry).ok()?], true)
+            }
         };
-        Some((&layer.file, at))
+        Some(Place { file: &layer.file, at, copy })
     }
 }
 
@@ -62,18 +94,11 @@ impl FromIterator<(usize, Layer)> for Aside {
     }
 }
 
-/// How many bytes may be set aside.
-pub(super) fn room() -> AtomicU64 {
-    let free = temporary::room(&temporary::folder()).ok().flatten();
-    AtomicU64::new(free.map_or(0, |free| MOST.min(free / 4)))
-}
-
 /// One thread's work on this.
 pub(super) struct Setter<'a> {
-    /// What is likely to be wanted; nothing once there is no room.
+    wish: Wish<'a>,
+    /// Says what is likely to be wanted; nothing once there is no room.
     looker: Option<Looker<'a>>,
-    /// What all threads may still set aside.
-    room: &'a AtomicU64,
     out: Option<BufWriter<File>>,
     /// Bytes in it.
     len: u64,
@@ -82,36 +107,34 @@ pub(super) struct Setter<'a> {
     entry: u32,
     /// The file that the layer lies in as it is.
     file: Option<Arc<File>>,
-    places: Places,
+    starts: Starts,
     /// Layers that lie in files as they are.
     whole: Vec<(usize, Layer)>,
-    /// Places in `out`.
-    spooled: Vec<(usize, Places)>,
+    /// What lies in `out`.
+    spooled: Vec<(usize, Starts)>,
 }
 
 impl<'a> Setter<'a> {
-    pub fn new(foresight: &'a Foresight, room: &'a AtomicU64) -> Self {
-        let (looker, places) = (Some(foresight.looker()), nothing());
-        let (whole, spooled) = (Vec::new(), Vec::new());
+    pub fn new(wish: Wish<'a>) -> Self {
         Self {
-            looker,
-            room,
+            wish,
+            looker: Some(wish.foresight.looker()),
             out: None,
             len: 0,
             layer: 0,
             entry: 0,
             file: None,
-            places,
-            whole,
-            spooled,
+            starts: nothing(),
+            whole: Vec::new(),
+            spooled: Vec::new(),
         }
     }
 
     /// A layer begins. If its tar lies in a file as it is: in which one, and from where on.
     pub fn begin(&mut self, layer: usize, tar: Option<(Arc<File>, u64)>) {
         (self.layer, self.entry) = (layer, 0);
-        (self.file, self.places) = match tar {
-            Some((file, start)) => (Some(file), Places::Tar { start, blocks: vec![0] }),
+        (self.file, self.starts) = match tar {
+            Some((file, tar)) => (Some(file), Starts::Every { tar, blocks: vec![0] }),
             None => (None, nothing()),
         };
     }
@@ -124,25 +147,26 @@ impl<'a> Setter<'a> {
             EntryKind::File { size: size @ 1.., .. } => Some(size),
             _ => None,
         };
-        match &mut self.places {
-            Places::Tar { blocks, .. } => {
+        match &mut self.starts {
+            Starts::Every { blocks, .. } => {
                 let block = at.filter(|at| size.is_some() && at % BLOCK == 0).map(|at| at / BLOCK);
                 blocks.push(block.and_then(|block| u32::try_from(block).ok()).unwrap_or(0));
                 false
             }
-            // A hole is read for nothing, and written would be as large as it says.
-            Places::Some { .. } => {
+            // A hole costs nothing to read, and written would be as large as it says.
+            Starts::Picked { .. } => {
                 at.is_some() && size.is_some_and(|size| self.set_aside(entry, size))
             }
         }
     }
 
     fn set_aside(&mut self, entry: &Entry, size: u64) -> bool {
-        if !self.looker.as_mut().is_some_and(|look| look.wants(self.layer, &entry.path)) {
+        let wants = |looker: &mut Looker<'_>| looker.wants(&entry.path);
+        if self.layer < self.wish.from || !self.looker.as_mut().is_some_and(wants) {
             return false;
         }
         let take = |left: u64| left.checked_sub(size);
-        if self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+        if self.wish.room.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
             return false;
         }
         if self.out.is_none() {
@@ -154,7 +178,7 @@ impl<'a> Setter<'a> {
                 }
             }
         }
-        if let Places::Some { entries, offsets } = &mut self.places {
+        if let Starts::Picked { entries, offsets } = &mut self.starts {
             entries.push(self.entry);
             offsets.push(self.len);
         }
@@ -171,10 +195,10 @@ impl<'a> Setter<'a> {
 
     /// The layer has no more.
     pub fn end(&mut self) {
-        let places = std::mem::replace(&mut self.places, nothing());
+        let starts = std::mem::replace(&mut self.starts, nothing());
         match self.file.take() {
-            Some(file) => self.whole.push((self.layer, Layer { file, places })),
-            None => self.spooled.push((self.layer, places)),
+            Some(file) => self.whole.push((self.layer, Layer { file, starts })),
+            None => self.spooled.push((self.layer, starts)),
         }
     }
 
@@ -185,7 +209,7 @@ impl<'a> Setter<'a> {
                 let file = Arc::new(file);
                 let spooled = self.spooled.into_iter();
                 let spooled =
-                    spooled.map(|(at, places)| (at, Layer { file: Arc::clone(&file), places }));
+                    spooled.map(|(at, starts)| (at, Layer { file: Arc::clone(&file), starts }));
                 self.whole.extend(spooled);
             }
             Some(Err(error)) => self.give_up(error.error()),
@@ -200,11 +224,11 @@ impl<'a> Setter<'a> {
         (self.out, self.looker) = (None, None);
         self.spooled.clear();
         if self.file.is_none() {
-            self.places = nothing();
+            self.starts = nothing();
         }
     }
 }
 
-fn nothing() -> Places {
-    Places::Some { entries: Vec::new(), offsets: Vec::new() }
+fn nothing() -> Starts {
+    Starts::Picked { entries: Vec::new(), offsets: Vec::new() }
 }

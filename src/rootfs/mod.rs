@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::keep::Foresight;
 use crate::model::{RootPath, Tree};
 use crate::oci::Image;
 use crate::oci::apply::Stack;
@@ -29,7 +28,7 @@ mod shelf;
 mod store;
 mod writer;
 
-pub use aside::Aside;
+pub use aside::{Aside, Place, Room, Wish};
 pub use confine::probe;
 pub use housekeeping::{Cleaned, StoredLayer};
 pub use shelf::Shelf;
@@ -118,9 +117,9 @@ pub fn index(image: &Image) -> Result<Tree, RootfsError> {
     Ok(index_at(image, &BTreeSet::new(), None)?.0)
 }
 
-/// The same, with contents that are likely to be wanted.
-pub fn index_aside(image: &Image, foresight: &Foresight) -> Result<(Tree, Aside), RootfsError> {
-    let (tree, _, aside) = index_at(image, &BTreeSet::new(), Some(foresight))?;
+/// The same, with the places of contents.
+pub fn index_aside(image: &Image, wish: Wish<'_>) -> Result<(Tree, Aside), RootfsError> {
+    let (tree, _, aside) = index_at(image, &BTreeSet::new(), Some(wish))?;
     Ok((tree, aside))
 }
 
@@ -128,11 +127,11 @@ pub fn index_aside(image: &Image, foresight: &Foresight) -> Result<(Tree, Aside)
 pub fn index_at(
     image: &Image,
     cuts: &BTreeSet<usize>,
-    foresight: Option<&Foresight>,
+    wish: Option<Wish<'_>>,
 ) -> Result<(Tree, BTreeMap<usize, Tree>, Aside), RootfsError> {
     let mut stack = Stack::limited(image.blobs.limits());
     let mut trees = BTreeMap::new();
-    let aside = ahead::read(image, foresight, |turn| {
+    let aside = ahead::read(image, wish, |turn| {
         match turn {
             Turn::Begin(at) => stack.begin_layer(image.layers[at].diff_id),
             Turn::Entry(entry) => drop(stack.apply(entry)?),

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use crate::model::{DiffId, Digest};
 use crate::oci::limits::MAX_LAYERS;
 use crate::oci::manifest::Descriptor;
 use crate::oci::{BlobSource, Layer};
+use crate::sys::section::Section;
 
 use super::SourceError;
 
@@ -258,23 +258,6 @@ fn clean(raw: &[u8], base: &str) -> Option<String> {
         }
     }
     Some(names.join("/"))
-}
-
-/// A stretch of a shared file, read without moving its offset.
-struct Section {
-    file: Arc<File>,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Section {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let max = buf.len().min(left);
-        let n = self.file.read_at(&mut buf[..max], self.at)?;
-        self.at += n as u64;
-        Ok(n)
-    }
 }
 
 /// The layers of an opened image.

@@ -16,9 +16,10 @@ pub fn share_arena() {
 /// hole in the heap that nothing else fills.
 pub fn map_lists() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: as above.
+    // SAFETY: mallopt changes parameters under the allocator's own lock and takes plain numbers.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
     }
 }
 

@@ -21,6 +21,7 @@ pub mod probe;
 pub mod process;
 pub mod ring;
 pub mod seccomp;
+pub mod section;
 pub mod signals;
 pub mod temporary;
 pub mod userns;

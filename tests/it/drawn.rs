@@ -18,12 +18,12 @@ use slim::emit::{Compression, Edits, Emitted, ImageFormat, Order, Packing, Place
 use slim::keep::Foresight;
 use slim::model::{Digest, Policy, RootPath, Totals, Tree};
 use slim::oci::Image;
-use slim::rootfs::{Folders, Store, index, index_aside};
+use slim::rootfs::{Folders, Room, Store, Wish, index, index_aside};
 use slim::source::Access;
 use slim::sys::mount::overlay;
 
 use crate::images::keep_all;
-use crate::result::SetAside;
+use crate::result::Known;
 use crate::support::image::{ImageFixture, LayerFixture};
 use crate::support::{Need, have};
 
@@ -238,9 +238,10 @@ fn written_from_aside(
 ) -> Result<Digest, String> {
     let policy = Policy { keep: vec![foreseen.to_owned()], ..Policy::default() };
     let foresight = Foresight::new([], [], &policy).map_err(|e| e.to_string())?;
-    let (tree, aside) = index_aside(image, &foresight).map_err(|e| format!("index: {e}"))?;
-    let aside = SetAside(aside);
-    let places = Places { aside: Some(&aside), ..Places::default() };
+    let wish = Wish { foresight: &foresight, from: 0, room: &Room::now() };
+    let (tree, aside) = index_aside(image, wish).map_err(|e| format!("index: {e}"))?;
+    let known = Known(aside);
+    let places = Places { known: Some(&known), ..Places::default() };
     Ok(emit(image, &tree, without, places, target)?.manifest_digest)
 }
 

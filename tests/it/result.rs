@@ -2,24 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use slim::emit::{
-    Base, Compression, Edits, Emitted, ImageFormat, Order, PackedLayers, Packing, Places,
+    Base, Compression, Edits, Emitted, ImageFormat, KnownPlaces, Order, PackedLayers, Packing,
+    Place, Places,
 };
 use slim::keep::Foresight;
 use slim::model::{Digest, KeepSet, Policy, Reason, RootPath, Tree};
 use slim::oci::{BlobSource, Image};
-use slim::rootfs::{Store, index, index_aside};
+use slim::rootfs::{Room, Store, Wish, index, index_aside};
 use slim::source::Access;
 
 use crate::images::{as_mounted, assert_same_tree, keep_all};
 use crate::support::engines::{Docker, Engine as _};
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
+use crate::support::registry::noise;
 use crate::support::{Need, have, json, outcome, sh, slim};
 
 fn path(text: &str) -> RootPath {
@@ -219,12 +222,13 @@ impl PackedLayers for Counting<'_> {
     }
 }
 
-/// What was set aside while an image was indexed.
-pub struct SetAside(pub slim::rootfs::Aside);
+/// What was learnt while an image was indexed.
+pub struct Known(pub slim::rootfs::Aside);
 
-impl slim::emit::SetAside for SetAside {
-    fn find(&self, inode: u64) -> Option<(&File, u64)> {
-        self.0.find(inode)
+impl KnownPlaces for Known {
+    fn find(&self, inode: u64) -> Option<Place<'_>> {
+        let slim::rootfs::Place { file, at, copy } = self.0.find(inode)?;
+        Some(Place { file, at, copy })
     }
 }
 
@@ -247,6 +251,8 @@ impl BlobSource for Opened {
 
 #[test]
 fn a_layer_of_which_something_stays_is_read_once() {
+    let room = slim::sys::temporary::room(&slim::sys::temporary::folder()).unwrap();
+    assert!(room.is_some(), "TMPDIR, or /var/tmp, has to lie on a disk");
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let large: String = (0..100_000).map(|n| format!("{n}\n")).collect();
     let records = [
@@ -280,11 +286,12 @@ fn a_layer_of_which_something_stays_is_read_once() {
             foreseen.unwrap_or_default().iter().map(|g| g.to_string()).collect();
         let policy = Policy { keep, ..Policy::default() };
         let foresight = Foresight::new([], [], &policy).unwrap();
-        let (tree, aside) = index_aside(&image, &foresight).unwrap();
-        let aside = SetAside(aside);
-        let aside = foreseen.map(|_| &aside as &dyn slim::emit::SetAside);
+        let wish = Wish { foresight: &foresight, from: 0, room: &Room::now() };
+        let (tree, aside) = index_aside(&image, wish).unwrap();
+        let known = Known(aside);
+        let known = foreseen.map(|_| &known as &dyn KnownPlaces);
         let keep = all_but(&tree, &["/gone", "/gone too", "/x"]);
-        let places = Places { aside, ..Places::default() };
+        let places = Places { known, ..Places::default() };
         let order = Order { places, ..Order::new(&image, &tree, &keep, &tags, &edits) };
         let target = tempfile::tempdir_in(dir.path()).unwrap().path().join("slim");
         let digest = slim::emit::write(&order, &target).unwrap().manifest_digest;
@@ -305,6 +312,29 @@ fn a_layer_of_which_something_stays_is_read_once() {
     let (times, want) = write(&archive, None);
     assert_eq!(times, [2, 2, 2]);
     assert_eq!(write(&archive, Some(&[])), (vec![1, 1, 2], want));
+}
+
+#[test]
+fn an_interrupted_build_ends_at_once_and_leaves_nothing() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (noise, attr) = (noise(150 << 20), Attr::default());
+    let big = layer().raw(b'0', b"big", b"", &noise, &attr).file("gone", "");
+    let image = open(&ImageFixture::default().packed(big, Packed::Plain).write(dir.path()));
+    empty_profile(&image, &dir.path().join("profile.json"));
+    let mut build = slim(dir.path());
+    build.args(["build", "profile.json", "--image", "oci:layout", "-o", "out", "--keep", "/big"]);
+    build.args(["--keep-going", "--level", "9", "--threads", "1"]).stderr(Stdio::piped());
+    let mut child = build.spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let before: Vec<String> = said.by_ref().take_while(|line| !line.contains("building")).collect();
+    assert_eq!(before, ["slim: reading the image"]);
+    sh("kill", &["-INT", &child.id().to_string()]);
+    let asked = Instant::now();
+    let said: Vec<String> = said.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let left = std::fs::read_dir(dir.path().join("out")).unwrap().count();
+    assert_eq!(left, 0, "{said:?}");
 }
 
 #[test]

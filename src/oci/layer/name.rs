@@ -58,7 +58,7 @@ pub(super) fn is_ignored(raw: &[u8]) -> bool {
 
 /// A path relative to the root, `..` resolved by name; an error says how it leaves the root.
 pub(super) fn clean(raw: &[u8]) -> Result<RootPath, String> {
-    // Only a name with `..` or a NUL is none by itself.
+    // `parse` refuses only `..` and NUL.
     let path = RootPath::parse(raw).map_or_else(|| climb(raw), Ok)?;
     let raw = path.as_bytes();
     let long = raw.len() > MAX_NAME && path.components().any(|name| name.len() > MAX_NAME);
@@ -70,7 +70,7 @@ pub(super) fn clean(raw: &[u8]) -> Result<RootPath, String> {
     Ok(path)
 }
 
-/// A name with `..`, which takes the name before it away.
+/// A name in which `..` takes the name before it away.
 fn climb(raw: &[u8]) -> Result<RootPath, String> {
     if raw.contains(&0) {
         return Err("a name with a NUL byte".into());
