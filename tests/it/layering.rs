@@ -158,3 +158,25 @@ fn scripts_test_installs_every_program_that_a_test_needs() {
     }
     assert!(asked > 50, "only {asked} were found");
 }
+
+/// The fuzz targets have a lock file of their own, which nobody looks at until somebody fuzzes.
+#[test]
+fn the_fuzz_targets_lock_what_slim_uses() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    let manifest = read("Cargo.toml");
+    let used = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let used = used.lines().filter_map(|line| line.split_once(" = ").map(|(name, _)| name));
+    let locked = read("fuzz/Cargo.lock");
+    let of_slim = locked.split("name = \"slim\"\n").nth(1).unwrap().split("]\n").next().unwrap();
+    // A name that several versions have is followed by its own.
+    let has =
+        |name: &str| [format!(" \"{name}\","), format!(" \"{name} ")].map(|s| of_slim.contains(&s));
+    let used: Vec<&str> = used.filter(|name| !name.starts_with('#')).collect();
+    assert!(used.len() > 30, "only {used:?} were found");
+    let missing: Vec<&&str> = used.iter().filter(|name| has(name) == [false, false]).collect();
+    assert!(
+        missing.is_empty(),
+        "fuzz/Cargo.lock lacks {missing:?}: `cargo metadata` in fuzz mends it"
+    );
+}
