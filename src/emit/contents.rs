@@ -1,23 +1,24 @@
 //! The contents of the original's files, in the order in which the result wants them.
 //!
-//! What was unpacked, or whose place is known, is taken from there. For the rest each layer is read once more, and only
-//! as far as something in it is wanted; what comes before its turn waits. The layers were verified as a
-//! whole when they were indexed, so here each content is held against the digest that it had then.
+//! What was unpacked, or whose place is known, is taken from there. For the rest each layer is read once
+//! more, and only as far as something in it is wanted; what comes before its turn waits. The layers were
+//! verified as a whole when they were indexed, so here each content is held against the digest that it
+//! had then.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{Digest, Node, NodeKind, RootPath};
-use crate::oci::Image;
 use crate::oci::layer::{self, LayerError, LayerStream};
+use crate::oci::{Image, Place};
 use crate::sys::section::Section;
 
 use super::plan::{Filtered, Kept};
-use super::{EmitError, Place, Places};
+use super::{EmitError, Places};
 
 /// Content kept in memory while it waits for its layer; more goes to a temporary file.
 const SPOOL: usize = 1 << 20;
@@ -143,11 +144,7 @@ impl<'a> Contents<'a> {
         let mut reader = open.unwrap_or_else(|| BufReader::with_capacity(NEAR, whole));
         // Most often it begins where the last one ended, or soon after.
         let now = reader.get_ref().at - reader.buffer().len() as u64;
-        let moved = match i64::try_from(i128::from(at) - i128::from(now)) {
-            Ok(gap) => reader.seek_relative(gap),
-            Err(_) => reader.seek(SeekFrom::Start(at)).map(drop),
-        };
-        moved.map_err(&unread)?;
+        reader.seek_relative(at.cast_signed().wrapping_sub(now.cast_signed())).map_err(&unread)?;
         let digest = self.drain(&mut reader, size, out, unread)?;
         self.near = Some(reader);
         Ok(digest)

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::model::{Digest, KeepSet, RootPath, Tree};
-use crate::oci::Image;
 use crate::oci::layer::LayerError;
+use crate::oci::{Image, KnownPlaces};
 
 mod blob;
 mod config;
@@ -108,22 +108,6 @@ pub struct Emitted {
 
 /// Opens the file that the entries of a layer (0 is the lowest) made at a path, where layers are unpacked.
 pub type Unpacked<'a> = dyn Fn(usize, &RootPath) -> std::io::Result<File> + 'a;
-
-/// Contents whose places were learnt while the layers were indexed.
-pub trait KnownPlaces {
-    /// Where the content of an inode ([`crate::model::Node::inode`]) lies.
-    fn find(&self, inode: u64) -> Option<Place<'_>>;
-}
-
-/// Where a content lies.
-#[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
-    pub file: &'a File,
-    /// Where in it the content begins, in bytes.
-    pub at: u64,
-    /// True for a file of slim's own, not the archive that holds the layer.
-    pub copy: bool,
-}
 
 /// Where parts of a result can be had for less than by reading the layers; what they lack comes from there.
 #[derive(Clone, Copy, Default)]

@@ -93,6 +93,22 @@ pub trait BlobSource: Send + Sync {
     }
 }
 
+/// Contents whose places were learnt while the layers were indexed.
+pub trait KnownPlaces {
+    /// Where the content of an inode ([`crate::model::Node::inode`]) lies.
+    fn find(&self, inode: u64) -> Option<Place<'_>>;
+}
+
+/// Where a content lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub file: &'a File,
+    /// Where in it the content begins, in bytes.
+    pub at: u64,
+    /// True for a file of slim's own, not the archive that holds the layer.
+    pub copy: bool,
+}
+
 impl Image {
     /// The identity of the layer stack.
     pub fn chain_id(&self) -> ChainId {

@@ -3,7 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
-use crate::emit::{KnownPlaces, Place, Places};
+use crate::emit::Places;
 use crate::keep::Foresight;
 use crate::model::{Policy, Profile};
 use crate::rootfs::{self, Aside, Room, Wish};
@@ -74,8 +74,7 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
         rootfs::index_aside(&image, Wish { foresight: &foresight, from, room: &room })?
     };
     let tree = ManuallyDrop::new(tree);
-    let known = Known(aside);
-    let places = Places { known: Some(&known), ..Places::default() };
+    let places = Places { known: Some(&aside), ..Places::default() };
     let progress = &|done, total| reporter.progress(done, total);
     let original = Original { image: &image, tree: &tree, places, progress };
     let results = Results::open(&spec.output)?;
@@ -92,16 +91,6 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     results.seccomp(&product.allowlist)?;
     let summary = wanted.summary(&original, &profile, &product);
     finish(spec, &results, &profile, summary)
-}
-
-/// What was learnt while the image was indexed.
-pub(super) struct Known(pub Aside);
-
-impl KnownPlaces for Known {
-    fn find(&self, inode: u64) -> Option<Place<'_>> {
-        let rootfs::Place { file, at, copy } = self.0.find(inode)?;
-        Some(Place { file, at, copy })
-    }
 }
 
 fn finish(

@@ -13,10 +13,10 @@ use crate::emit::{self, Base, ImageFormat, Order, Places};
 use crate::keep::{self, Foresight, KeepError};
 use crate::model::{DiffId, Digest, KeepSet, NodeKind, Policy, Profile, Reason, Tree};
 use crate::oci::Image;
-use crate::rootfs::{self, Room, Wish};
+use crate::rootfs::{self, Aside, Room, Wish};
 use crate::source::{self, Access};
 
-use super::build::{Known, complete, read_profile};
+use super::build::{complete, read_profile};
 use super::product::{Original, Product, ProductSpec, Wanted};
 use super::results::{Results, write_json};
 use super::summary::BeforeAfter;
@@ -68,7 +68,7 @@ struct Member {
     wanted: Wanted,
     folder: String,
     tree: Tree,
-    known: Known,
+    aside: Aside,
     /// The tree after as many layers.
     cuts: BTreeMap<usize, Tree>,
     keep: KeepSet,
@@ -192,10 +192,9 @@ fn members(spec: &FamilySpec, reporter: &dyn Reporter) -> Result<Vec<Member>, Pi
         let from = ids[..at].iter().map(shared).max().unwrap_or(0);
         let wish = Wish { foresight: &foresight, from, room: &room };
         let (tree, cuts, aside) = rootfs::index_at(&image, &cuts, Some(wish))?;
-        let known = Known(aside);
         let wanted = spec.product.fit(&image, &policies)?;
         let keep = KeepSet::default();
-        members.push(Member { image, profile, wanted, folder, tree, known, cuts, keep });
+        members.push(Member { image, profile, wanted, folder, tree, aside, cuts, keep });
     }
     decide(&mut members, &spec.policy)?;
     let mut names = BTreeSet::new();
@@ -346,7 +345,7 @@ impl Work<'_> {
         let mut image = first.image.clone();
         image.layers.truncate(layers);
         let order = Order {
-            places: Places { known: Some(&first.known), ..Places::default() },
+            places: Places { known: Some(&first.aside), ..Places::default() },
             base,
             packing: self.spec.product.packing,
             progress: &|done, total| self.reporter.progress(done, total),
@@ -358,7 +357,7 @@ impl Work<'_> {
     fn image(&self, at: usize, base: Option<&Base>) -> Result<(Product, Summary), PipelineError> {
         let member = &self.members[at];
         let Member { image, tree, profile, wanted, .. } = member;
-        let places = Places { known: Some(&member.known), ..Places::default() };
+        let places = Places { known: Some(&member.aside), ..Places::default() };
         let mut keep = member.keep.clone();
         if let Some(base) = base {
             keep::add_names(&mut keep, tree, &base.names, &Reason::Family)?;

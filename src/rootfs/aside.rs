@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::keep::{Foresight, Looker};
 use crate::oci::layer::{Entry, EntryKind};
+use crate::oci::{KnownPlaces, Place};
 use crate::sys::temporary;
 
 const BUFFER: usize = 256 << 10;
@@ -45,16 +46,6 @@ pub struct Wish<'a> {
 #[derive(Default)]
 pub struct Aside(BTreeMap<usize, Layer>);
 
-/// Where a content lies.
-#[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
-    pub file: &'a File,
-    /// Where in it the content begins.
-    pub at: u64,
-    /// True for a file of slim's own, not the archive that holds the layer.
-    pub copy: bool,
-}
-
 /// Where those of one layer lie.
 pub(super) struct Layer {
     file: Arc<File>,
@@ -70,9 +61,8 @@ enum Starts {
     Picked { entries: Vec<u32>, offsets: Vec<u64> },
 }
 
-impl Aside {
-    /// Where the content of the inode lies, if that is known.
-    pub fn find(&self, inode: u64) -> Option<Place<'_>> {
+impl KnownPlaces for Aside {
+    fn find(&self, inode: u64) -> Option<Place<'_>> {
         let layer = self.0.get(&usize::try_from(inode >> 32).ok()?)?;
         let entry = u32::try_from(inode & 0xffff_ffff).ok()?;
         let (at, copy) = match &layer.starts {

@@ -28,7 +28,7 @@ mod shelf;
 mod store;
 mod writer;
 
-pub use aside::{Aside, Place, Room, Wish};
+pub use aside::{Aside, Room, Wish};
 pub use confine::probe;
 pub use housekeeping::{Cleaned, StoredLayer};
 pub use shelf::Shelf;

@@ -267,12 +267,6 @@ impl Store {
         }
     }
 
-    /// What the store lies on.
-    pub(super) fn file_system(&self) -> Result<rustix::fs::StatFs, RootfsError> {
-        rustix::fs::statfs(&self.path)
-            .map_err(|e| RootfsError::io("look at the store", &self.path, e))
-    }
-
     /// Held while names in the store come and go.
     pub(super) fn lock_store(&self) -> Result<File, RootfsError> {
         lock(&self.path.join("lock"), FlockOperation::LockExclusive)
@@ -282,7 +276,9 @@ impl Store {
     /// filesystems/overlayfs.rst): there a tmpfs covers the store.
     fn prepare(&self) -> Result<(), RootfsError> {
         const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
-        if self.file_system()?.f_type != OVERLAYFS_MAGIC {
+        let found = rustix::fs::statfs(&self.path)
+            .map_err(|e| RootfsError::io("look at the store", &self.path, e))?;
+        if found.f_type != OVERLAYFS_MAGIC {
             return Ok(());
         }
         // In a namespace of its own the tmpfs dies with slim.

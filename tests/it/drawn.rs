@@ -23,7 +23,6 @@ use slim::source::Access;
 use slim::sys::mount::overlay;
 
 use crate::images::keep_all;
-use crate::result::Known;
 use crate::support::image::{ImageFixture, LayerFixture};
 use crate::support::{Need, have};
 
@@ -240,8 +239,7 @@ fn written_from_aside(
     let foresight = Foresight::new([], [], &policy).map_err(|e| e.to_string())?;
     let wish = Wish { foresight: &foresight, from: 0, room: &Room::now() };
     let (tree, aside) = index_aside(image, wish).map_err(|e| format!("index: {e}"))?;
-    let known = Known(aside);
-    let places = Places { known: Some(&known), ..Places::default() };
+    let places = Places { known: Some(&aside), ..Places::default() };
     Ok(emit(image, &tree, without, places, target)?.manifest_digest)
 }
 

@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use slim::emit::{
-    Base, Compression, Edits, Emitted, ImageFormat, KnownPlaces, Order, PackedLayers, Packing,
-    Place, Places,
+    Base, Compression, Edits, Emitted, ImageFormat, Order, PackedLayers, Packing, Places,
 };
 use slim::keep::Foresight;
 use slim::model::{Digest, KeepSet, Policy, Reason, RootPath, Tree};
-use slim::oci::{BlobSource, Image};
+use slim::oci::{BlobSource, Image, KnownPlaces};
 use slim::rootfs::{Room, Store, Wish, index, index_aside};
 use slim::source::Access;
 
@@ -222,16 +221,6 @@ impl PackedLayers for Counting<'_> {
     }
 }
 
-/// What was learnt while an image was indexed.
-pub struct Known(pub slim::rootfs::Aside);
-
-impl KnownPlaces for Known {
-    fn find(&self, inode: u64) -> Option<Place<'_>> {
-        let slim::rootfs::Place { file, at, copy } = self.0.find(inode)?;
-        Some(Place { file, at, copy })
-    }
-}
-
 /// Counts how often layers are read.
 struct Opened {
     inner: Arc<dyn BlobSource>,
@@ -288,8 +277,7 @@ fn a_layer_of_which_something_stays_is_read_once() {
         let foresight = Foresight::new([], [], &policy).unwrap();
         let wish = Wish { foresight: &foresight, from: 0, room: &Room::now() };
         let (tree, aside) = index_aside(&image, wish).unwrap();
-        let known = Known(aside);
-        let known = foreseen.map(|_| &known as &dyn KnownPlaces);
+        let known = foreseen.map(|_| &aside as &dyn KnownPlaces);
         let keep = all_but(&tree, &["/gone", "/gone too", "/x"]);
         let places = Places { known, ..Places::default() };
         let order = Order { places, ..Order::new(&image, &tree, &keep, &tags, &edits) };
