@@ -1,5 +1,5 @@
 //! Base sets: what a runtime calls between loading the filter and the target's exec, measured by
-//! `scripts/measure-base-sets`, and what timing adds to the calls that were recorded.
+//! `scripts/measure-base-sets`, and what goes with the calls that were recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -23,34 +23,49 @@ struct Margin {
 
 /// Calls that go with others.
 #[derive(Debug, Deserialize)]
-struct TimingSet {
-    rules: Vec<TimingRule>,
+struct BesideSet {
+    rules: Vec<Rule>,
 }
 
 #[derive(Debug, Deserialize)]
-struct TimingRule {
+struct Rule {
     /// Any of these was recorded: then
     seen: Vec<String>,
     /// these may be made as well.
     adds: Vec<String>,
 }
 
-static TIMING: LazyLock<TimingSet> =
+static TIMING: LazyLock<BesideSet> =
     LazyLock::new(|| ours(include_str!("../../profiles/base-timing.json")));
+
+static RELEASE: LazyLock<BesideSet> =
+    LazyLock::new(|| ours(include_str!("../../profiles/base-release.json")));
 
 /// A set of the project's own.
 fn ours<T: serde::de::DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).expect("the base sets in profiles were checked by a test")
 }
 
+impl BesideSet {
+    /// What goes with `recorded`: name → `base set: {why} beside {seen}`.
+    fn beside(&'static self, recorded: &BTreeSet<String>, why: &str) -> BTreeMap<String, String> {
+        let added = |rule: &'static Rule| {
+            let seen = rule.seen.iter().find(|name| recorded.contains(*name))?;
+            let label = format!("base set: {why} beside {seen}");
+            Some(rule.adds.iter().map(move |add| (add.clone(), label.clone())))
+        };
+        self.rules.iter().filter_map(added).flatten().collect()
+    }
+}
+
 /// What timing adds to `recorded`: name → `base set: timing beside wait4`.
 pub fn timing(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
-    let beside = |rule: &'static TimingRule| {
-        let seen = rule.seen.iter().find(|name| recorded.contains(*name))?;
-        Some(rule.adds.iter().map(move |add| (add.clone(), seen)))
-    };
-    let added = TIMING.rules.iter().filter_map(beside).flatten();
-    added.map(|(name, seen)| (name, format!("base set: timing beside {seen}"))).collect()
+    TIMING.beside(recorded, "timing")
+}
+
+/// What gives back that which a call of `recorded` took: name → `base set: release beside pkey_alloc`.
+pub fn release(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
+    RELEASE.beside(recorded, "release")
 }
 
 const SETS: [&str; 4] = [
@@ -100,7 +115,22 @@ mod tests {
         let added = timing(&names(&["wait4", "write"]));
         assert_eq!(added["rt_sigsuspend"], "base set: timing beside wait4");
         assert_eq!(added.len(), 1);
-        for name in TIMING.rules.iter().flat_map(|rule| rule.seen.iter().chain(&rule.adds)) {
+    }
+
+    #[test]
+    fn what_was_taken_may_be_given_back() {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(release(&names(&["pkey_free", "wait4"])), BTreeMap::new());
+        let added = release(&names(&["mlock2", "pkey_alloc"]));
+        assert_eq!(added["pkey_free"], "base set: release beside pkey_alloc");
+        assert_eq!(added["munlock"], "base set: release beside mlock2");
+        assert_eq!(added.len(), 2);
+    }
+
+    #[test]
+    fn what_goes_with_others_are_calls_that_exist() {
+        let rules = TIMING.rules.iter().chain(&RELEASE.rules);
+        for name in rules.flat_map(|rule| rule.seen.iter().chain(&rule.adds)) {
             assert!(Arch::X86_64.call_number(name).is_some(), "{name}");
         }
     }

@@ -12,11 +12,13 @@ mod table;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use serde_json::Value;
 
 use crate::model::profile::kind;
 use crate::model::{Arch, Digest, Policy, Profile};
+use base::release;
 pub use base::timing;
 use filter::{Action, Rule, When};
 pub use judge::{Answer, Judge};
@@ -44,7 +46,7 @@ pub struct Allowlist {
     pub docker: Value,
     pub oci: Value,
     /// Name → `recorded`, `base set: crun 1.8.1, runc 1.1.5`, `base set: timing beside wait4`,
-    /// `--allow`.
+    /// `base set: release beside pkey_alloc`, `--allow`.
     pub why: BTreeMap<String, String>,
 }
 
@@ -77,8 +79,9 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         let known = |(name, _): &(&String, &String)| native.call_number(name).is_some();
         why.extend(base::HOOKS.iter().filter(known).map(|(name, why)| (name.clone(), why.clone())));
     }
-    why.extend(timing(&recorded));
-    why.extend(compat.iter().flat_map(|(_, names)| timing(names)));
+    for names in iter::once(&recorded).chain(compat.iter().map(|(_, names)| names)) {
+        why.extend(timing(names).into_iter().chain(release(names)));
+    }
     let label = |name: String, why: &str| (name, why.to_owned());
     why.extend(recorded.into_iter().map(|name| label(name, RECORDED)));
     if let Some((arch, names)) = compat {
@@ -127,7 +130,7 @@ pub fn check_allow(policy: &Policy) -> Result<(), SeccompError> {
 /// runc does for Docker ("ENOSYS stub", runc 1.0.0-rc94): libcontainer and crun have no such stub.
 pub fn docker_default(caps: &[String]) -> (String, Value) {
     let native = Arch::NATIVE;
-    let arches: Vec<Arch> = std::iter::once(native).chain(native.compat()).collect();
+    let arches: Vec<Arch> = iter::once(native).chain(native.compat()).collect();
     let mut scmp: Vec<&str> = arches.iter().map(|arch| arch.scmp()).collect();
     if native == Arch::X86_64 {
         scmp.push(filter::X32);

@@ -270,11 +270,29 @@ fn only_uses_of_traced_runs_count() {
 }
 
 #[test]
-fn what_timing_adds_is_allowed_and_labelled() {
-    let recorded = profile("x86_64", &[("wait4", kind::CALL, "start")]);
-    let list = allowlist(&recorded, &Policy::default()).unwrap();
+fn what_goes_with_a_recorded_call_is_allowed_and_labelled() {
+    let seen = [("wait4", kind::CALL, "start"), ("pkey_alloc", kind::CALL, "start")];
+    let list = allowlist(&profile("x86_64", &seen), &Policy::default()).unwrap();
     assert_eq!(list.why["rt_sigsuspend"], "base set: timing beside wait4");
-    assert!(!list.why.contains_key("readv"));
+    assert_eq!(list.why["pkey_free"], "base set: release beside pkey_alloc");
+    assert_eq!(answer(&list.oci, "pkey_free", 0, &[]), 0);
+    assert!(!list.why.contains_key("readv") && !list.why.contains_key("munlock"));
+}
+
+#[test]
+fn nothing_that_goes_with_a_call_is_more_than_dockers_default() {
+    let (_, default) = docker_default(&[]);
+    let mut added = BTreeSet::new();
+    for (_, name) in Arch::X86_64.calls() {
+        let list =
+            allowlist(&profile("x86_64", &[(name, kind::CALL, "start")]), &Policy::default());
+        let why = list.unwrap().why.into_iter();
+        added.extend(why.filter(|(_, why)| why.contains(" beside ")).map(|(name, _)| name));
+    }
+    assert!(added.len() > 7, "{added:?}");
+    for name in added {
+        assert_eq!(answer(&default, &name, 0, &[]), 0, "{name}");
+    }
 }
 
 #[test]
