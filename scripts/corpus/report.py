@@ -18,6 +18,7 @@ CORPUS = os.path.join(os.environ["SLIM_SHARED"], "corpus")
 OUT = os.environ["CORPUS_OUT"]
 SLIM = os.environ["SLIM"]
 NAMES = sorted(os.listdir(CORPUS + "/images"))
+os.environ["BASH_ENV"] = os.path.join(os.path.dirname(os.path.abspath(__file__)), "drain.sh")
 # Paths that no coverage script uses, and that an image which kept too much would have.
 UNUSED = {"usr/bin/apt", "usr/bin/perl", "usr/bin/su"}
 
