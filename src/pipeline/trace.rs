@@ -87,7 +87,8 @@ pub fn trace(spec: &TraceSpec, reporter: &dyn Reporter) -> Result<Traced, Pipeli
             if verdict.findings.is_empty() {
                 break;
             }
-            if summary.recordings > RETRIES {
+            // A recording teaches nothing about a path or a filter that is not what was decided.
+            if summary.recordings > RETRIES || !verdict.verified.statically {
                 summary.findings = verdict.findings.iter().map(Into::into).collect();
                 failure = Some(PipelineError::Verify { findings: verdict.findings });
                 break;
