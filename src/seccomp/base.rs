@@ -29,43 +29,40 @@ struct BesideSet {
 
 #[derive(Debug, Deserialize)]
 struct Rule {
+    /// `timing`, `release`, `fallback` or `host`; what they mean is said in the set.
+    kind: String,
     /// Any of these was recorded: then
     seen: Vec<String>,
     /// these may be made as well.
     adds: Vec<String>,
 }
 
-static TIMING: LazyLock<BesideSet> =
-    LazyLock::new(|| ours(include_str!("../../profiles/base-timing.json")));
-
-static RELEASE: LazyLock<BesideSet> =
-    LazyLock::new(|| ours(include_str!("../../profiles/base-release.json")));
+static RULES: LazyLock<BesideSet> =
+    LazyLock::new(|| ours(include_str!("../../profiles/base-beside.json")));
 
 /// A set of the project's own.
 fn ours<T: serde::de::DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).expect("the base sets in profiles were checked by a test")
 }
 
-impl BesideSet {
-    /// What goes with `recorded`: name → `base set: {why} beside {seen}`.
-    fn beside(&'static self, recorded: &BTreeSet<String>, why: &str) -> BTreeMap<String, String> {
-        let added = |rule: &'static Rule| {
-            let seen = rule.seen.iter().find(|name| recorded.contains(*name))?;
-            let label = format!("base set: {why} beside {seen}");
-            Some(rule.adds.iter().map(move |add| (add.clone(), label.clone())))
-        };
-        self.rules.iter().filter_map(added).flatten().collect()
-    }
+/// What goes with `recorded`, which may be made without having been recorded:
+/// name → `base set: timing beside wait4`.
+pub fn beside(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
+    along(recorded, |_| true)
 }
 
-/// What timing adds to `recorded`: name → `base set: timing beside wait4`.
-pub fn timing(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
-    TIMING.beside(recorded, "timing")
+/// What is made in place of `names` where a kernel or a file system lacks them, as [`beside`] says it.
+pub fn fallback(names: &BTreeSet<String>) -> BTreeMap<String, String> {
+    along(names, |kind| kind == "fallback")
 }
 
-/// What gives back that which a call of `recorded` took: name → `base set: release beside pkey_alloc`.
-pub fn release(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
-    RELEASE.beside(recorded, "release")
+fn along(names: &BTreeSet<String>, kinds: fn(&str) -> bool) -> BTreeMap<String, String> {
+    let added = |rule: &'static Rule| {
+        let seen = rule.seen.iter().find(|name| names.contains(*name))?;
+        let label = format!("base set: {} beside {seen}", rule.kind);
+        Some(rule.adds.iter().map(move |add| (add.clone(), label.clone())))
+    };
+    RULES.rules.iter().filter(|rule| kinds(&rule.kind)).filter_map(added).flatten().collect()
 }
 
 const SETS: [&str; 4] = [
@@ -109,29 +106,37 @@ mod tests {
     use crate::model::Arch;
 
     #[test]
-    fn timing_adds_to_what_was_recorded_only() {
-        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(timing(&names(&["read", "write"])), BTreeMap::new());
-        let added = timing(&names(&["wait4", "write"]));
-        assert_eq!(added["rt_sigsuspend"], "base set: timing beside wait4");
-        assert_eq!(added.len(), 1);
-    }
-
-    #[test]
-    fn what_was_taken_may_be_given_back() {
-        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(release(&names(&["pkey_free", "wait4"])), BTreeMap::new());
-        let added = release(&names(&["mlock2", "pkey_alloc"]));
-        assert_eq!(added["pkey_free"], "base set: release beside pkey_alloc");
-        assert_eq!(added["munlock"], "base set: release beside mlock2");
-        assert_eq!(added.len(), 2);
+    fn what_goes_with_others_is_added_beside_them_only() {
+        let added = |list: &[&str]| beside(&list.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(added(&["read", "write", "pkey_free", "faccessat"]), BTreeMap::new());
+        let labels = |list: &[&str]| -> Vec<(String, String)> { added(list).into_iter().collect() };
+        let label = |name: &str, why: &str| (name.to_owned(), format!("base set: {why}"));
+        assert_eq!(
+            labels(&["mlock2", "wait4", "write", "faccessat2"]),
+            [
+                label("faccessat", "fallback beside faccessat2"),
+                label("munlock", "release beside mlock2"),
+                label("rt_sigsuspend", "timing beside wait4"),
+            ]
+        );
+        assert_eq!(
+            labels(&["pkey_alloc"]),
+            [
+                label("pkey_free", "release beside pkey_alloc"),
+                label("pkey_mprotect", "host beside pkey_alloc"),
+            ]
+        );
     }
 
     #[test]
     fn what_goes_with_others_are_calls_that_exist() {
-        let rules = TIMING.rules.iter().chain(&RELEASE.rules);
-        for name in rules.flat_map(|rule| rule.seen.iter().chain(&rule.adds)) {
-            assert!(Arch::X86_64.call_number(name).is_some(), "{name}");
+        let known =
+            |name: &str| [Arch::X86_64, Arch::X86].iter().any(|a| a.call_number(name).is_some());
+        for rule in &RULES.rules {
+            assert!(["timing", "release", "fallback", "host"].contains(&rule.kind.as_str()));
+            for name in rule.seen.iter().chain(&rule.adds) {
+                assert!(known(name), "{name}");
+            }
         }
     }
 

@@ -18,8 +18,7 @@ use serde_json::Value;
 
 use crate::model::profile::kind;
 use crate::model::{Arch, Digest, Policy, Profile};
-use base::release;
-pub use base::timing;
+pub use base::beside;
 use filter::{Action, Rule, When};
 pub use judge::{Answer, Judge};
 pub use read::{missing_calls, parse_filter};
@@ -46,7 +45,7 @@ pub struct Allowlist {
     pub docker: Value,
     pub oci: Value,
     /// Name → `recorded`, `base set: crun 1.8.1, runc 1.1.5`, `base set: timing beside wait4`,
-    /// `base set: release beside pkey_alloc`, `--allow`.
+    /// `--allow`.
     pub why: BTreeMap<String, String>,
 }
 
@@ -79,8 +78,13 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         let known = |(name, _): &(&String, &String)| native.call_number(name).is_some();
         why.extend(base::HOOKS.iter().filter(known).map(|(name, why)| (name.clone(), why.clone())));
     }
+    // The base sets were measured on one kernel.
+    let mut along = base::fallback(&why.keys().cloned().collect());
     for names in iter::once(&recorded).chain(compat.iter().map(|(_, names)| names)) {
-        why.extend(timing(names).into_iter().chain(release(names)));
+        along.extend(beside(names));
+    }
+    for (name, label) in along {
+        why.entry(name).or_insert(label);
     }
     let label = |name: String, why: &str| (name, why.to_owned());
     why.extend(recorded.into_iter().map(|name| label(name, RECORDED)));

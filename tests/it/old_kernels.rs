@@ -1,13 +1,15 @@
 //! What slim does where the kernel lacks a call, which a filter over slim and all its children takes
 //! away here. `scripts/kernels` runs it on kernels that are as old.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Need, SERVICE, have, host_image, outcome, script, sh, slim};
+use crate::main_job::{Place, disallow};
+use crate::support::{Need, SERVICE, have, host_image, json, outcome, script, sh, slim};
 
 const MOUNT_SETATTR: &str = "442"; // Linux 5.12
 const CLOSE_RANGE: &str = "436"; // Linux 5.9, and with CLOSE_RANGE_CLOEXEC 5.11
+const FACCESSAT2: &str = "439"; // Linux 5.8
 
 /// What a container sees of its mounts and devices: the folder's `coverage.sh` leaves it in `seen`.
 const LOOK: &str = "[ \"$($SLIM_EXEC cat /bound/file)\" = data ]
@@ -26,17 +28,30 @@ fn trace(folder: &Path, before: &[&str], out: &str, bound: &str) -> (i32, String
     let bound = format!("./bound:{bound}:ro");
     let options = ["trace", "--image", "oci:image", "--store", "store", "-o", out, "--tmpfs"];
     let more = ["/tmp/new:size=1m,mode=700", "-v", &bound, "--", "./coverage.sh"];
+    outcome(&under(before, folder).args(options).args(more).output().unwrap())
+}
+
+/// slim in `folder`, started by the words `before` it.
+fn under(before: &[&str], folder: &Path) -> Command {
     let plain = slim(folder);
-    let words = before.iter().copied().chain([plain.get_program().to_str().unwrap()]);
-    let words: Vec<&str> = words.chain(options).chain(more).collect();
-    let mut command = Command::new(words[0]);
+    let [first, rest @ ..] = before else { return plain };
+    let mut command = Command::new(first);
+    command.args(rest).arg(plain.get_program()).current_dir(folder);
     for (key, value) in plain.get_envs() {
         match value {
             Some(value) => command.env(key, value),
             None => command.env_remove(key),
         };
     }
-    outcome(&command.args(&words[1..]).current_dir(folder).output().unwrap())
+    command
+}
+
+/// Builds the program that takes a call away.
+fn without(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/old_kernels/without.c");
+    let program = folder.join("without");
+    sh("cc", &["-O1", "-o", program.to_str().unwrap(), source.to_str().unwrap()]);
+    program
 }
 
 /// Of each line of mountinfo the place, the root in its file system, what it is and how it is mounted.
@@ -70,10 +85,8 @@ fn without_newer_calls_a_container_has_the_same_mounts_and_descriptors() {
     std::fs::create_dir(folder.join("bound")).unwrap();
     std::fs::write(folder.join("bound/file"), "data\n").unwrap();
     script(folder, "coverage.sh", LOOK);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/old_kernels/without.c");
-    let without = folder.join("without");
+    let without = without(folder);
     let without = without.to_str().unwrap();
-    sh("cc", &["-O1", "-o", without, source.to_str().unwrap()]);
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
 
     let (code, said) = trace(folder, &[], "with", "/bound");
@@ -97,4 +110,43 @@ fn without_newer_calls_a_container_has_the_same_mounts_and_descriptors() {
         .unwrap();
     let (_, said) = outcome(&doctor);
     assert!(said.contains("slim makes its mounts"), "{said}");
+}
+
+/// The record has the newer call alone, which the older kernel does not know.
+#[test]
+fn what_was_traced_on_a_newer_kernel_works_on_an_older_one() {
+    let needs = [
+        Need::Root,
+        Need::Program("ldd"),
+        Need::Program("cc"),
+        Need::Program("runc"),
+        Need::Program("crun"),
+    ];
+    if !have(&needs) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    let (code, said) = place.trace(&[], "$SLIM_EXEC sh -c 'test -r /etc/app.conf'");
+    assert_eq!(code, 0, "{said}");
+    let why = &json(&place.out("summary.json"))["syscalls"]["why"];
+    assert_eq!(why["faccessat2"], "recorded");
+    assert_eq!(why["faccessat"], "base set: fallback beside faccessat2");
+    let without = without(place.path());
+    let verify = |runtime: &str| {
+        let mut command = under(&[without.to_str().unwrap(), FACCESSAT2], place.path());
+        command.args(["verify", "slim-out", "--image", "oci:image", "--store", "store"]);
+        // A recorder would take what is not there for refused by the image's filter.
+        command.args(["--runtime", runtime, "--recorder", "none", "--", "./coverage.sh"]);
+        outcome(&command.output().unwrap())
+    };
+    // Not the embedded one: that needs Linux 5.10 as slim does.
+    for runtime in ["crun", "runc"] {
+        let (code, said) = verify(runtime);
+        assert_eq!(code, 0, "{runtime}: {said}");
+    }
+    disallow(&place, "faccessat");
+    for runtime in ["crun", "runc"] {
+        let (code, said) = verify(runtime);
+        assert_eq!(code, 8, "{runtime}: {said}");
+    }
 }
