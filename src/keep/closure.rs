@@ -44,6 +44,9 @@ impl Search {
     pub fn close_over(&self, path: &RootPath, keeper: &mut Keeper<'_>) {
         let tree = keeper.tree;
         let Some(node) = tree.get(path) else { return };
+        if let Some(plain) = plain_name(path) {
+            keeper.walk(&RootPath::root(), &plain, Reason::PlainOf(path.clone()));
+        }
         match &node.kind {
             NodeKind::Symlink { target } => {
                 let cwd = path.parent().unwrap_or_else(RootPath::root);
@@ -142,15 +145,39 @@ impl Search {
             rpath.iter().cloned().chain(library_path).chain(runpath).chain(default).collect();
         let plain = dirs.iter().map(|dir| [dir, &b"/"[..], name.as_bytes()].concat()).find(fits);
         plain.or_else(|| {
-            // What ld.so.cache knows beyond these directories, and glibc-hwcaps folders.
-            let mut named = tree.nodes.keys().filter(|p| p.file_name() == name.as_bytes());
-            let mut named = named.by_ref().map(|p| p.as_bytes().to_vec()).filter(fits);
+            // What ld.so.cache knows beyond these directories.
+            let named = tree.nodes.keys().filter(|p| p.file_name() == name.as_bytes());
+            let named = named.filter(|path| plain_name(path).is_none());
+            let mut named = named.map(|p| p.as_bytes().to_vec()).filter(fits);
             match (named.next(), named.next()) {
                 (Some(only), None) => Some(only),
                 _ => None,
             }
         })
     }
+}
+
+/// Folders for processors that can do more, as glibc before 2.37 had them, one in another
+/// ("Legacy hwcaps", ld.so(8)).
+const LEGACY_HWCAPS: [&[u8]; 7] =
+    [b"tls", b"haswell", b"xeon_phi", b"avx512_1", b"x86_64", b"i686", b"sse2"];
+
+/// The name that any processor's loader looks for, of one that only some look for before: a library in
+/// `glibc-hwcaps/LEVEL` (glibc 2.33) or in a legacy folder. A recording knows one processor.
+pub fn plain_name(path: &RootPath) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = path.as_bytes().split(|b| *b == b'/').collect();
+    let name = parts.pop()?;
+    match parts[..] {
+        [.., b"glibc-hwcaps", _] => parts.truncate(parts.len() - 2),
+        [.., last] if LEGACY_HWCAPS.contains(&last) => {
+            while parts.last().is_some_and(|last| LEGACY_HWCAPS.contains(last)) {
+                parts.pop();
+            }
+        }
+        _ => return None,
+    }
+    parts.push(name);
+    Some(parts.join(&b'/'))
 }
 
 fn elf<'a>(tree: &'a Tree, path: &RootPath) -> Option<&'a ElfFacts> {

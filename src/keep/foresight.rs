@@ -7,6 +7,7 @@ use crate::model::profile::kind;
 use crate::model::{ImageConfig, Policy, Profile, RootPath};
 
 use super::KeepError;
+use super::closure::plain_name;
 use super::globs::{Globs, InOrder};
 use super::needs::{CONFIGURED, counts};
 
@@ -39,6 +40,9 @@ impl Foresight {
             let changed = profile.written.iter().filter(|(_, access)| read(access));
             used.extend(changed.map(|(path, _)| path.clone()));
         }
+        let plain = used.iter().filter_map(plain_name).filter_map(|raw| RootPath::parse(&raw));
+        let plain: Vec<RootPath> = plain.collect();
+        used.extend(plain);
         Ok(Self {
             used,
             volumes,

@@ -125,6 +125,7 @@ fn dump(keep: &KeepSet) -> String {
                 | Reason::InterpreterOf(of)
                 | Reason::NeededBy(of)
                 | Reason::ShebangOf(of)
+                | Reason::PlainOf(of)
                 | Reason::Volume(of) => format!("{} {of}", r.name()),
                 Reason::Config(what) | Reason::Policy(what) => format!("{} {what}", r.name()),
                 plain => plain.name().to_owned(),
@@ -192,6 +193,43 @@ fn rpath_and_runpath_are_searched_as_the_loader_does() {
     /opt/app/rpath/libb.so: needed_by /opt/app/rpath/liba.so
     /opt/app/rpath/priv/libc.so: needed_by /opt/app/rpath/libb.so
     /srv/private/libown.so: needed_by /opt/app/bin/app
+    ");
+}
+
+#[test]
+fn what_a_lesser_processor_loads_stays_too() {
+    let library = |image: Image, dir: &str| {
+        let image = image.elf(&format!("{dir}/libx.so.1.2"), &[], |_| {});
+        image.link(&format!("{dir}/libx.so.1"), "libx.so.1.2")
+    };
+    let image = Image::default()
+        .elf("/opt/lib/haswell/x86_64/liby.so", &[], |_| {})
+        .elf("/opt/lib/liby.so", &[], |_| {})
+        .elf("/opt/lib/haswell/libz.so", &[], |_| {})
+        // In a folder that only ld.so.cache knows, and needed by what was not loaded.
+        .elf("/usr/bin/app", &["libcached.so"], |_| {})
+        .elf("/srv/lib/libcached.so", &[], |_| {})
+        .elf("/srv/lib/glibc-hwcaps/x86-64-v3/libcached.so", &[], |_| {});
+    let dirs = ["/usr/lib/glibc-hwcaps/x86-64-v3", "/usr/lib/glibc-hwcaps/x86-64-v2", "/usr/lib"];
+    let image = dirs.into_iter().fold(image, library);
+    let mut used = vec!["/opt/lib/haswell/x86_64/liby.so", "/opt/lib/haswell/libz.so"];
+    used.extend(["/usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1.2", "/usr/bin/app"]);
+    let mut profile = touched(&used);
+    let link = touched(&["/usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1"]).files;
+    for (path, mut cell) in link {
+        cell.access = access(kind::WALK, "start");
+        profile.files.insert(path, cell);
+    }
+    insta::assert_snapshot!(decided(&profile, image), @r"
+    /opt/lib/haswell/libz.so: touched
+    /opt/lib/haswell/x86_64/liby.so: touched
+    /opt/lib/liby.so: plain_of /opt/lib/haswell/x86_64/liby.so
+    /srv/lib/libcached.so: needed_by /usr/bin/app
+    /usr/bin/app: touched
+    /usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1: walked
+    /usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1.2: touched, target_of /usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1
+    /usr/lib/libx.so.1: walked
+    /usr/lib/libx.so.1.2: target_of /usr/lib/libx.so.1, plain_of /usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1, plain_of /usr/lib/glibc-hwcaps/x86-64-v3/libx.so.1.2
     ");
 }
 

@@ -26,6 +26,8 @@ pub enum Reason {
     NeededBy(RootPath),
     /// The `#!` interpreter of a kept script.
     ShebangOf(RootPath),
+    /// What the loader takes in place of a kept library on a processor that can do less.
+    PlainOf(RootPath),
     /// The image's directories stay: programs list them, or fail without them.
     Directory,
     /// What USER, WORKDIR, name resolution and the like need (`/etc/passwd`, …); says which.
@@ -53,6 +55,7 @@ impl Reason {
             Self::InterpreterOf(_) => "interpreter_of",
             Self::NeededBy(_) => "needed_by",
             Self::ShebangOf(_) => "shebang_of",
+            Self::PlainOf(_) => "plain_of",
             Self::Directory => "directory",
             Self::Config(_) => "config",
             Self::Volume(_) => "volume",

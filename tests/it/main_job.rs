@@ -307,6 +307,43 @@ pub fn mutate(place: &Place, layout: &Path, change: &str) {
     sh("rm", &["-rf", bundle.to_str().unwrap()]);
 }
 
+/// What it loads, without being linked to it.
+const LOADER: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+int main(void)
+{
+	void *library = dlopen("libchosen.so", RTLD_NOW);
+	const char **which = library ? dlsym(library, "which") : 0;
+	puts(which ? *which : dlerror());
+	return !which;
+}
+"#;
+
+/// The recording knows one processor.
+#[test]
+fn a_library_for_better_processors_stays_with_the_one_for_all() {
+    if !have(&[&NEEDS[..], &[Need::Program("cc")]].concat()) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    std::fs::write(place.path().join("loader.c"), LOADER).unwrap();
+    let libraries = "usr/lib/x86_64-linux-gnu";
+    let plant = format!(
+        "mkdir -p {{}}/{libraries}/glibc-hwcaps/x86-64-v2 && cd {} && cc -o {{}}/usr/bin/loader loader.c && \
+         echo 'const char *which = \"plain\";' | cc -shared -xc -o {{}}/{libraries}/libchosen.so - && \
+         echo 'const char *which = \"better\";' | cc -shared -xc -o {{}}/{libraries}/glibc-hwcaps/x86-64-v2/libchosen.so -",
+        place.path().display()
+    );
+    mutate(&place, &place.path().join("image"), &plant);
+    let (code, said) = place.trace(&["--no-restart"], "[ \"$($SLIM_EXEC loader)\" = better ]");
+    assert_eq!(code, 0, "{said}");
+    let lesser = "$SLIM_EXEC /lib64/ld-linux-x86-64.so.2 --glibc-hwcaps-mask none /usr/bin/loader";
+    script(place.path(), "lesser.sh", &format!("[ \"$({lesser})\" = plain ]"));
+    let (code, said) = place.verify(&["--no-restart", "--", "./lesser.sh"]);
+    assert_eq!(code, 0, "{said}");
+}
+
 #[test]
 fn two_traces_run_side_by_side() {
     if !have(&NEEDS) {
