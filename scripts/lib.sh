@@ -36,3 +36,11 @@ sources() {
         [ ! -s "$f" ] || printf '%s\n' "$f"
     done
 }
+
+# mirror: the URI of the first deb822 source of this machine, or the first classic one.
+mirror() {
+    local uri
+    uri=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1)
+    [ -n "$uri" ] || uri=$(awk '$1 == "deb" { print $2; exit }' /etc/apt/sources.list)
+    printf '%s' "${uri:-http://deb.debian.org/debian}"
+}

@@ -48,10 +48,11 @@ def unpack(layout, tag, work):
 class Report:
     """One image: everything that is wrong with it, and figures for the table."""
 
-    def __init__(self, name, work):
-        self.name, self.dir = name, os.path.join(work, name)
-        shutil.rmtree(self.dir, ignore_errors=True)
-        os.makedirs(self.dir)
+    def __init__(self, name, work, given):
+        self.name, self.dir, self.given = name, os.path.join(work, name), given
+        if not given:
+            shutil.rmtree(self.dir, ignore_errors=True)
+            os.makedirs(self.dir)
         self.wrong, self.notes, self.row = [], [], {}
         self.grace, self.args = image_env(name)
         self.layout = "%s/%s/oci" % (OUT, name)
@@ -81,16 +82,17 @@ class Report:
         return summary
 
     def run(self, engines, runs):
-        out = self.dir + "/out"
-        summary = self.trace(out)
-        for n in range(2, runs + 1):
-            self.trace("%s-%d" % (out, n))
-        if summary is None:
+        out, slim = self.dir + "/out", self.dir + "/oci"
+        summary = None if self.given else self.trace(out)
+        if summary is None and not self.given:
             return
-        slim = self.dir + "/oci"
+        for n in range(2, 1 if self.given else runs + 1):
+            self.trace("%s-%d" % (out, n))
+        shutil.rmtree(slim, ignore_errors=True)
         subprocess.run(["skopeo", "copy", "-q", "oci-archive:%s/image.tar" % out, "oci:%s:latest" % slim], check=True)
-        self.bounds(slim, summary)
-        self.calls(out, summary)
+        if summary is not None:
+            self.bounds(slim, summary)
+            self.calls(out, summary)
         if "docker" in engines:
             self.docker(out)
         for runtime in [e for e in engines if e != "docker"]:
@@ -188,10 +190,13 @@ def main():
     parser.add_argument("--engines", default="docker,runc,crun")
     parser.add_argument("--work", default="/var/tmp/slim-corpus-report")
     parser.add_argument("--make", action="store_true", help="make the images that are missing, and no more")
+    parser.add_argument("--given", action="store_true", help="take what an earlier report traced, and trace nothing")
     parser.add_argument("names", nargs="*", default=NAMES)
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
     engines = args.engines.split(",")
+    if args.make and args.given:
+        return
     if args.make:
         subprocess.run([CORPUS + "/make-image.sh", *args.names], check=True, env=dict(os.environ, CORPUS_OUT=OUT))
         return
@@ -200,7 +205,7 @@ def main():
     print(line % ("image", *columns, "verdict"), flush=True)
     bad = 0
     for name in args.names:
-        report = Report(name, args.work)
+        report = Report(name, args.work, args.given)
         try:
             report.run(engines, args.runs)
         except (OSError, subprocess.SubprocessError, KeyError) as error:

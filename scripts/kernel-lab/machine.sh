@@ -20,14 +20,6 @@ packages_of() {
     esac
 }
 
-# mirror: the URI of the first deb822 source of this machine, or the first classic one.
-mirror() {
-    local uri
-    uri=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1)
-    [ -n "$uri" ] || uri=$(awk '$1 == "deb" { print $2; exit }' /etc/apt/sources.list)
-    printf '%s' "${uri:-http://deb.debian.org/debian}"
-}
-
 # make_root SUITE: root file system, kernel and initrd in $lab/SUITE; nothing if they are there.
 make_root() {
     local suite=$1 dir=$lab/$1 want lines=() release=${1%%-*} other=$1

@@ -78,13 +78,10 @@ pub fn allowlist(profile: &Profile, policy: &Policy) -> Result<Allowlist, Seccom
         let known = |(name, _): &(&String, &String)| native.call_number(name).is_some();
         why.extend(base::HOOKS.iter().filter(known).map(|(name, why)| (name.clone(), why.clone())));
     }
-    // The base sets were measured on one kernel.
-    let mut along = base::fallback(&why.keys().cloned().collect());
     for names in iter::once(&recorded).chain(compat.iter().map(|(_, names)| names)) {
-        along.extend(beside(names));
-    }
-    for (name, label) in along {
-        why.entry(name).or_insert(label);
+        for (name, label) in beside(names) {
+            why.entry(name).or_insert(label);
+        }
     }
     let label = |name: String, why: &str| (name, why.to_owned());
     why.extend(recorded.into_iter().map(|name| label(name, RECORDED)));

@@ -276,9 +276,7 @@ fn what_goes_with_a_recorded_call_is_allowed_and_labelled() {
     assert_eq!(list.why["rt_sigsuspend"], "base set: timing beside wait4");
     assert_eq!(list.why["pkey_free"], "base set: release beside pkey_alloc");
     assert_eq!(list.why["epoll_wait"], "base set: fallback beside epoll_pwait2");
-    // Runtimes meet older kernels, too.
-    assert_eq!(list.why["faccessat"], "base set: fallback beside faccessat2");
-    for name in ["pkey_free", "epoll_wait", "faccessat"] {
+    for name in ["pkey_free", "epoll_wait"] {
         assert_eq!(answer(&list.oci, name, 0, &[]), 0, "{name}");
     }
     assert!(!list.why.contains_key("readv") && !list.why.contains_key("munlock"));

@@ -130,7 +130,7 @@ fn what_was_traced_on_a_newer_kernel_works_on_an_older_one() {
     assert_eq!(code, 0, "{said}");
     let why = &json(&place.out("summary.json"))["syscalls"]["why"];
     assert_eq!(why["faccessat2"], "recorded");
-    assert_eq!(why["faccessat"], "base set: fallback beside faccessat2");
+    assert!(why["faccessat"].as_str().unwrap().starts_with("base set: "), "{why}");
     let without = without(place.path());
     let verify = |runtime: &str| {
         let mut command = under(&[without.to_str().unwrap(), FACCESSAT2], place.path());
