@@ -1,5 +1,5 @@
-//! Base sets: what a runtime calls between loading the filter and the target's exec, measured by
-//! `scripts/measure-base-sets`, and what goes with the calls that were recorded.
+//! Base sets: what a runtime, and an engine's init, calls between loading the filter and the target's
+//! exec, measured by `scripts/measure-base-sets`, and what goes with the calls that were recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -29,7 +29,7 @@ struct BesideSet {
 
 #[derive(Debug, Deserialize)]
 struct Rule {
-    /// `timing`, `release`, `fallback` or `host`; what they mean is said in the set.
+    /// `timing`, `size`, `release`, `fallback` or `host`; what they mean is said in the set.
     kind: String,
     /// Any of these was recorded: then
     seen: Vec<String>,
@@ -56,12 +56,14 @@ pub fn beside(recorded: &BTreeSet<String>) -> BTreeMap<String, String> {
     RULES.rules.iter().filter_map(added).flatten().collect()
 }
 
-const SETS: [&str; 8] = [
+const SETS: [&str; 10] = [
     include_str!("../../profiles/base-any.json"),
     include_str!("../../profiles/base-crun-1.8.1.json"),
     include_str!("../../profiles/base-crun-1.21.json"),
     include_str!("../../profiles/base-crun-1.28.json"),
     include_str!("../../profiles/base-embedded.json"),
+    include_str!("../../profiles/base-init-catatonit.json"),
+    include_str!("../../profiles/base-init-tini.json"),
     include_str!("../../profiles/base-runc-1.1.5.json"),
     include_str!("../../profiles/base-runc-1.1.15.json"),
     include_str!("../../profiles/base-runc-1.3.6.json"),
@@ -128,7 +130,9 @@ mod tests {
         let known =
             |name: &str| [Arch::X86_64, Arch::X86].iter().any(|a| a.call_number(name).is_some());
         for rule in &RULES.rules {
-            assert!(["timing", "release", "fallback", "host"].contains(&rule.kind.as_str()));
+            assert!(
+                ["timing", "size", "release", "fallback", "host"].contains(&rule.kind.as_str())
+            );
             for name in rule.seen.iter().chain(&rule.adds) {
                 assert!(known(name), "{name}");
             }

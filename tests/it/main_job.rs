@@ -307,6 +307,23 @@ pub fn mutate(place: &Place, layout: &Path, change: &str) {
     sh("rm", &["-rf", bundle.to_str().unwrap()]);
 }
 
+/// `docker run --init` puts a program before the entrypoint, under the same filter.
+#[test]
+fn what_was_traced_without_an_init_runs_under_one() {
+    if !have(&[&NEEDS[..], &[Need::Program("docker-init")]].concat()) {
+        return;
+    }
+    let place = Place::new(&SERVICE);
+    let (code, said) = place.trace(&["--no-restart"], "$SLIM_EXEC cat /etc/app.conf >/dev/null");
+    assert_eq!(code, 0, "{said}");
+    let verify = || place.verify(&["--no-restart", "--init", "--", "./coverage.sh"]);
+    let (code, said) = verify();
+    assert_eq!(code, 0, "{said}");
+    disallow(&place, "rt_sigtimedwait");
+    let (code, said) = verify();
+    assert_eq!(code, 8, "{said}");
+}
+
 /// What it loads, without being linked to it.
 const LOADER: &str = r#"
 #include <dlfcn.h>
