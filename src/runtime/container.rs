@@ -121,6 +121,8 @@ impl Container {
             config: &place.spec.config,
             options: &place.spec.options,
             rootfs: &seen,
+            // The runtime lives in the cell and reaches the overlay there by its plain path.
+            root_path: &rootfs,
             hostname: place.hostname,
             netns: place.netns.clone(),
             container_ip: place.address,
@@ -134,8 +136,6 @@ impl Container {
         })?;
         warnings.extend(built.warnings);
         let mut config = built.spec;
-        // The runtime lives in the cell and reaches the overlay there by its plain path.
-        config["root"]["path"] = rootfs.to_string_lossy().into();
         place.engine.adapt(&mut config);
         let (starts, running, deleted) = (AtomicU32::new(0), Mutex::new(None), AtomicU32::new(0));
         Ok(Self { work, dir, leaf, cgroups_path, config, starts, running, deleted })

@@ -82,6 +82,52 @@ fn every_backend_sees_the_same_files_and_calls_and_its_image_verifies() {
     }
 }
 
+const IN_VOLUMES: &str = "
+[ \"$($SLIM_EXEC cat /srv/data/used)\" = used ]
+$SLIM_EXEC sh -c 'echo x >/tmp/x && mv /tmp/x /srv/data/new && mv /srv/data/new /srv/data/other'
+$SLIM_EXEC sh -c 'echo y >/named/y && test ! -e /named/none && rm /named/y'
+! $SLIM_EXEC touch /fixed/file 2>/dev/null
+! $SLIM_EXEC touch /srv/file 2>/dev/null
+$SLIM_EXEC cat /proc/self/mountinfo >seen
+";
+
+/// As in production, where a volume is a mount: a file cannot be renamed into it, and it can be written
+/// in a container that cannot.
+#[test]
+fn volumes_are_mounts_and_what_lies_in_them_is_seen_by_every_backend() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let place = Place::new(&[&SERVICE[..], &["--config.volume", "/srv/data"]].concat());
+    let mut first: Option<[BTreeSet<String>; 3]> = None;
+    for backend in ["bpf", "perf", "notify"] {
+        let options = ["--read-only", "--tmpfs", "/tmp", "-v", "name:/named", "-v", "x:/fixed:ro"];
+        let args = [&["--recorder", backend][..], &options].concat();
+        let (code, said) = place.trace(&args, IN_VOLUMES);
+        assert_eq!(code, 0, "{backend}: {said}");
+        let summary = json(&place.out("summary.json"));
+        assert_eq!(summary["complete"], true, "{backend}: {summary}");
+        let mounts = std::fs::read_to_string(place.path().join("seen")).unwrap();
+        for at in ["/srv/data", "/named", "/fixed"] {
+            assert!(mounts.contains(&format!(" {at} ")), "{backend}: {at}: {mounts}");
+        }
+        let profile = json(&place.out("profile.json"));
+        assert!(profile["files"]["/srv/data/used"]["access"]["open"].is_object(), "{backend}");
+        assert!(
+            profile["written"]["/srv/data/new"].is_object(),
+            "{backend}: {}",
+            profile["written"]
+        );
+        assert!(profile["missing"]["/named/none"].is_object(), "{backend}");
+        let got = seen(&place);
+        // mv copies and removes.
+        let removes = ["unlink", "unlinkat"].iter().any(|call| got[2].contains(*call));
+        assert!(removes, "{backend}: {:?}", got[2]);
+        let want = first.get_or_insert_with(|| got.clone());
+        assert_eq!(&got, want, "{backend}");
+    }
+}
+
 #[test]
 fn a_container_without_a_filter_or_with_no_new_privileges_is_recorded_as_well() {
     if !have(&NEEDS) {

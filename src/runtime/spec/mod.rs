@@ -60,8 +60,10 @@ const READ_ONLY: [&str; 5] =
 pub struct SpecInput<'a> {
     pub config: &'a ImageConfig,
     pub options: &'a RunOptions,
-    /// The mounted overlay as this process reaches it; becomes `root.path` as is.
+    /// The mounted overlay as this process reaches it.
     pub rootfs: &'a Path,
+    /// The same as the runtime reaches it; becomes `root.path` as is.
+    pub root_path: &'a Path,
     /// `--hostname` wins over it.
     pub hostname: &'a str,
     /// `None`: the host's network.
@@ -121,7 +123,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, RuntimeError> {
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": process,
-        "root": { "path": input.rootfs.to_string_lossy(), "readonly": options.read_only },
+        "root": { "path": input.root_path.to_string_lossy(), "readonly": options.read_only },
         "hostname": hostname,
         "mounts": mounts,
         "linux": linux,
@@ -320,23 +322,39 @@ fn mounts(
     hostname: &str,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Value>, RuntimeError> {
-    let mounts::Wanted { mounts: mut wanted, mut directories } = mounts::wanted(input.options)?;
+    let mounts::Wanted { mounts: mut wanted, mut volumes } = mounts::wanted(input.options)?;
     let mut usual = mounts::usual(input.options.shm_size);
     if let Some(ids) = input.ids {
         ids.mounts(&mut usual, input.netns.is_some());
     }
     usual.extend(files::write(input, hostname)?);
     for path in input.config.volumes() {
-        let covered =
-            |mount: &Value| mount["destination"].as_str() == Some(path.trim_end_matches('/'));
-        match path.starts_with('/') {
-            true if wanted.iter().any(covered) => (),
-            true => directories.push(path),
-            false => warnings.push(format!("the image's volume {path:?} is no absolute path")),
+        let Some(path) = path.strip_prefix('/').map(|path| format!("/{}", path.trim_matches('/')))
+        else {
+            warnings.push(format!("the image's volume {path:?} is no absolute path"));
+            continue;
+        };
+        // What every container has there is what a container of it needs.
+        let of_the_kernel = |top: &&str| Path::new(&path).starts_with(top);
+        if path == "/" || ["/dev", "/proc", "/sys"].iter().any(of_the_kernel) {
+            warnings.push(format!("the image's volume {path:?} is not mounted here"));
+            continue;
+        }
+        let covered = |mount: &Value| mount["destination"].as_str() == Some(&path);
+        if !wanted.iter().any(covered) && !volumes.iter().any(|other| other.inside == path) {
+            volumes.push(mounts::Volume::anonymous(&path));
         }
     }
-    for path in directories {
-        make_inside(input.rootfs, &path, "volume")?;
+    for volume in volumes {
+        make_inside(input.rootfs, &volume.inside, "volume")?;
+        let at = inside::resolve(input.rootfs, Path::new(&volume.inside));
+        let at = at.map_err(|error| RuntimeError::Container {
+            what: format!("volume {}", volume.inside),
+            why: error.to_string(),
+        })?;
+        let at =
+            at.strip_prefix(input.rootfs).map_or(at.clone(), |below| input.root_path.join(below));
+        wanted.push(volume.mount(&at));
     }
     if input.options.init {
         wanted.push(init_mount(input.init)?);

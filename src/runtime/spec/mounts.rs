@@ -1,7 +1,9 @@
 //! What is mounted in a container: the usual file systems, `-v`, `--mount` and `--tmpfs`.
 //!
-//! Volumes, anonymous or named, are plain directories of the recorded file system: another superblock
-//! would be outside the recorder's mark. So they yield a directory to make, and no mount.
+//! Volumes, anonymous or named, are directories of the recorded file system mounted upon themselves:
+//! another superblock would be outside the recorder's mark, and without a mount a program would see
+//! none where it has one in production, so that renames and links into it would not fail (rename(2),
+//! EXDEV).
 
 use std::path::{Component, Path, PathBuf};
 
@@ -11,11 +13,32 @@ use crate::runtime::{RunOptions, RuntimeError};
 
 const SHM_DEFAULT: u64 = 64 << 20;
 
-/// Mounts that the user asked for, and directories that must exist instead.
+/// Mounts that the user asked for.
 #[derive(Debug, Default)]
 pub struct Wanted {
     pub mounts: Vec<Value>,
-    pub directories: Vec<String>,
+    pub volumes: Vec<Volume>,
+}
+
+/// A directory of the container that is a mount of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    pub inside: String,
+    /// Of the mount.
+    pub options: Vec<String>,
+}
+
+impl Volume {
+    /// One that an image declares.
+    pub fn anonymous(inside: &str) -> Self {
+        let options = ["rbind", "rprivate"].map(str::to_owned).into();
+        Self { inside: inside.to_owned(), options }
+    }
+
+    /// The mount, where `source` is the directory as slim reaches it.
+    pub fn mount(self, source: &Path) -> Value {
+        bind(source, &self.inside, self.options)
+    }
 }
 
 /// What every container of Docker has; `shm_size` in bytes.
@@ -72,8 +95,8 @@ pub fn wanted(options: &RunOptions) -> Result<Wanted, RuntimeError> {
         all.mounts.push(tmpfs(&target("--tmpfs", text, path)?, given.split(',')));
     }
     let mut seen = std::collections::BTreeSet::new();
-    for mount in &all.mounts {
-        let path = destination(mount);
+    let volumes = all.volumes.iter().map(|volume| volume.inside.as_str());
+    for path in all.mounts.iter().map(destination).chain(volumes) {
         if !seen.insert(path) {
             return Err(no("--volume", path, "two mounts at the same place"));
         }
@@ -85,7 +108,7 @@ pub fn wanted(options: &RunOptions) -> Result<Wanted, RuntimeError> {
 pub fn mount_points(options: &RunOptions) -> Result<Vec<String>, RuntimeError> {
     let all = wanted(options)?;
     let mounts = all.mounts.iter().map(|mount| destination(mount).to_owned());
-    Ok(mounts.chain(all.directories).collect())
+    Ok(mounts.chain(all.volumes.into_iter().map(|volume| volume.inside)).collect())
 }
 
 fn no(option: &str, value: &str, why: &str) -> RuntimeError {
@@ -124,7 +147,7 @@ fn volume(text: &str, all: &mut Wanted) -> Result<(), RuntimeError> {
     let inside = target(OPTION, text, inside)?;
     let options = bind_options(OPTION, text, given.split(','))?;
     if !source.starts_with(['/', '.']) {
-        all.directories.push(inside);
+        all.volumes.push(Volume { inside, options });
         return Ok(());
     }
     let source =
@@ -245,7 +268,10 @@ fn mount(text: &str, all: &mut Wanted) -> Result<(), RuntimeError> {
     let mut words: Vec<&str> = fields.propagation.iter().map(String::as_str).collect();
     words.extend(fields.read_only.then_some("ro"));
     match fields.kind.as_deref().unwrap_or("volume") {
-        "volume" => all.directories.push(inside),
+        "volume" => {
+            let options = bind_options(OPTION, text, words.into_iter())?;
+            all.volumes.push(Volume { inside, options });
+        }
         "tmpfs" => {
             words.extend(fields.tmpfs.iter().map(String::as_str));
             all.mounts.push(tmpfs(&inside, words.into_iter()));
@@ -317,12 +343,13 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_directories_and_host_paths_are_binds() {
+    fn volumes_and_host_paths_are_told_apart() {
         let dir = tempfile::tempdir().expect("a folder");
         let new = dir.path().join("new/deep");
         let text = format!("{}:/in/../data:ro", new.display());
         let got = plan(&["/anon", "name:/named:ro", &text], &[], &[]).expect("a plan");
-        assert_eq!(got.directories, ["/anon", "/named"]);
+        let named = Volume { options: own(&["rbind", "rprivate", "ro"]), inside: "/named".into() };
+        assert_eq!(got.volumes, [Volume::anonymous("/anon"), named]);
         assert!(new.is_dir(), "a missing source is made");
         let options = ["rbind", "rprivate", "ro"];
         let want = json!({ "destination": "/data", "type": "bind",
@@ -342,7 +369,7 @@ mod tests {
             &["/run:exec,size=5m"],
         )
         .expect("a plan");
-        assert_eq!(got.directories, ["/v"]);
+        assert_eq!(got.volumes, [Volume::anonymous("/v")]);
         let options: Vec<_> = got.mounts.iter().map(|mount| mount["options"].to_string()).collect();
         assert_eq!(
             options,

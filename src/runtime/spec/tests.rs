@@ -26,6 +26,7 @@ impl Case {
             config: &ImageConfig(json!({ "config": self.config })),
             options: &self.options,
             rootfs: &self.root(),
+            root_path: &self.root(),
             hostname: "abc",
             netns: self.own_network.then(|| "/proc/1/fd/9".into()),
             container_ip: ip(2),
@@ -98,14 +99,23 @@ fn the_working_directory_is_made_through_links_inside_the_root() {
 }
 
 #[test]
-fn volumes_of_the_image_are_directories_and_not_mounts() {
-    let config = json!({ "Cmd": ["x"], "Volumes": { "/data": {}, "/cache/": {} } });
+fn volumes_of_the_image_are_mounts_of_their_own() {
+    let config = json!({ "Cmd": ["x"], "Volumes": { "/data": {}, "/cache/": {}, "/mine": {} } });
     let mut case = Case::new(config);
     case.options.tmpfs = own(&["/cache"]);
+    case.options.volumes = own(&["name:/mine:ro"]);
+    std::fs::create_dir_all(case.root().join("srv/data")).expect("a directory");
+    std::os::unix::fs::symlink("/srv/data", case.root().join("data")).expect("a link");
     let spec = case.spec();
     let mounts = spec["mounts"].as_array().expect("mounts");
-    assert!(case.root().join("data").is_dir());
-    assert!(mounts.iter().all(|mount| mount["destination"] != "/data"));
+    let of = |at: &str| mounts.iter().filter(|m| m["destination"] == at).collect::<Vec<_>>();
+    let source = case.root().join("srv/data");
+    let want = json!({ "destination": "/data", "type": "bind", "source": source.to_str(),
+                       "options": ["rbind", "rprivate"] });
+    assert_eq!(of("/data"), [&want]);
+    assert!(case.root().join("mine").is_dir());
+    assert_eq!(of("/mine").len(), 1);
+    assert_eq!(of("/mine")[0]["options"], json!(["rbind", "rprivate", "ro"]));
     assert_eq!(mounts.iter().filter(|mount| mount["destination"] == "/cache").count(), 1);
     assert!(!case.root().join("cache").exists(), "the runtime makes mount points");
 }
