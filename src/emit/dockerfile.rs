@@ -23,6 +23,9 @@ use super::{EmitError, Order, plan};
 /// Docker loads 120 layers: no stage of the recipe has more.
 const COPIES: usize = 100;
 
+/// The files of a recipe.
+pub const RECIPE: [&str; 3] = ["Dockerfile", "keep.list", "skeleton.tar"];
+
 /// What a recipe came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -53,9 +56,11 @@ pub fn write_recipe(order: &Order<'_>, target: &Path) -> Result<Recipe, EmitErro
         serde_json::from_slice(&order.image.config_bytes).map_err(|_| EmitError::Config)?,
     );
     config = order.edits.config(&config);
-    let text = dockerfile(order.image.name.as_deref(), &copied, &config.0["config"]);
+    let mut warnings = warnings(&order.image.config.0["config"], &config.0["config"]);
+    let (settings, left_out) = settings(&config.0["config"]);
+    warnings.extend(left_out);
+    let text = dockerfile(order.image.name.as_deref(), &copied, &settings);
     whole(target, "Dockerfile", text.as_bytes())?;
-    let warnings = warnings(&order.image.config.0["config"], &config.0["config"]);
     Ok(Recipe { copied: copied.len(), added: added.len(), warnings })
 }
 
@@ -126,7 +131,7 @@ fn skeleton(
     publish(file, &target)
 }
 
-fn dockerfile(name: Option<&str>, copied: &[(&RootPath, &Node)], config: &Value) -> String {
+fn dockerfile(name: Option<&str>, copied: &[(&RootPath, &Node)], settings: &str) -> String {
     let mut text = String::from("# Written by slim; build it in this folder.\n");
     match name {
         Some(name) => text.extend(["FROM ", name, " AS full\n"]),
@@ -145,7 +150,7 @@ fn dockerfile(name: Option<&str>, copied: &[(&RootPath, &Node)], config: &Value)
     text += "\nFROM scratch\n";
     text.extend((0..stages).map(|at| format!("COPY --from=kept{at} / /\n")));
     text += "ADD skeleton.tar /\n";
-    text += &settings(config);
+    text += settings;
     text
 }
 
@@ -156,41 +161,64 @@ fn copy(folder: &RootPath, files: &[&RootPath]) -> String {
     format!("COPY --from=full {}\n", Value::from(words))
 }
 
-/// `config` of the configuration as instructions.
-fn settings(config: &Value) -> String {
+/// `config` of the configuration as instructions, and what is left out of them: a configuration is a
+/// stranger's, and what it names may only fill its own place in the builder's file.
+fn settings(config: &Value) -> (String, Vec<String>) {
     let mut text = String::new();
-    let mut say = |line: String| text.extend([line.as_str(), "\n"]);
+    let mut left_out = Vec::new();
     let strings = |key: &str| -> Vec<&str> {
         config[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
     };
     let keys = |key: &str| -> Vec<&String> {
         config[key].as_object().into_iter().flat_map(|map| map.keys()).collect()
     };
+    let mut say = |instruction: &str, value: &str, is_said: bool| {
+        if is_said {
+            text.extend([instruction, " ", value, "\n"]);
+        } else {
+            let value = crate::model::escape(value.as_bytes());
+            left_out.push(format!("{instruction} {value}: a Dockerfile cannot say it, left out"));
+        }
+    };
     for variable in strings("Env") {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-        say(format!("ENV {name}={}", quoted(value)));
+        let wild = |c: char| c.is_whitespace() || c.is_control() || "\"'\\$`#".contains(c);
+        let fits = !name.is_empty() && !name.contains(wild);
+        say("ENV", &format!("{name}={}", quoted(value)), fits);
     }
     for (name, value) in config["Labels"].as_object().into_iter().flatten() {
-        say(format!("LABEL {}={}", quoted(name), quoted(value.as_str().unwrap_or_default())));
+        let value = quoted(value.as_str().unwrap_or_default());
+        say("LABEL", &format!("{}={value}", quoted(name)), true);
     }
-    keys("ExposedPorts").into_iter().for_each(|port| say(format!("EXPOSE {port}")));
+    for port in keys("ExposedPorts") {
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-');
+        say("EXPOSE", port, !port.is_empty() && port.chars().all(word));
+    }
     for volume in keys("Volumes") {
-        say(format!("VOLUME {}", Value::from(vec![volume.as_str()])));
+        say("VOLUME", &Value::from(vec![volume.as_str()]).to_string(), !volume.contains('$'));
     }
     for (key, instruction) in
         [("WorkingDir", "WORKDIR"), ("User", "USER"), ("StopSignal", "STOPSIGNAL")]
     {
-        let value = config[key].as_str().filter(|value| !value.is_empty());
-        value.into_iter().for_each(|value| say(format!("{instruction} {}", escaped(value))));
+        if let Some(value) = config[key].as_str().filter(|value| !value.is_empty()) {
+            say(instruction, &escaped(value), is_line(value));
+        }
     }
     for (key, instruction) in [("Shell", "SHELL"), ("Entrypoint", "ENTRYPOINT"), ("Cmd", "CMD")] {
         if config[key].as_array().is_some_and(|words| !words.is_empty()) {
-            say(format!("{instruction} {}", config[key]));
+            say(instruction, &config[key].to_string(), true);
         }
     }
-    health(&config["Healthcheck"]).into_iter().for_each(&mut say);
-    strings("OnBuild").into_iter().for_each(|step| say(format!("ONBUILD {step}")));
-    text
+    if let Some(check) = health(&config["Healthcheck"], &config["Shell"]) {
+        say("HEALTHCHECK", &check, true);
+    }
+    strings("OnBuild").into_iter().for_each(|step| say("ONBUILD", step, is_line(step)));
+    (text, left_out)
+}
+
+/// True for text that ends where its line does.
+fn is_line(text: &str) -> bool {
+    !text.contains(char::is_control) && !text.ends_with('\\')
 }
 
 /// What comes out otherwise: of the original, which the builder begins with, and of the result.
@@ -205,6 +233,7 @@ fn warnings(original: &Value, result: &Value) -> Vec<String> {
     for variable in result["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         if broken(variable) {
             let name = variable.split('=').next().unwrap_or_default();
+            let name = crate::model::escape(name.as_bytes());
             all.push(format!("the variable {name} has line breaks; a Dockerfile has blanks there"));
         }
     }
@@ -217,24 +246,37 @@ fn warnings(original: &Value, result: &Value) -> Vec<String> {
     all
 }
 
-/// Docker's image specification, "Healthcheck": durations are nanoseconds.
-fn health(check: &Value) -> Option<String> {
+/// Docker's image specification, "Healthcheck": durations are nanoseconds. A command for the shell that
+/// is more than one line, or looks like a list of words, is given to the shell by name.
+fn health(check: &Value, shell: &Value) -> Option<String> {
     let test: Vec<&str> = check["Test"].as_array()?.iter().filter_map(Value::as_str).collect();
-    let mut line = String::from("HEALTHCHECK");
+    let mut line = String::new();
     for (key, flag) in
         [("Interval", "interval"), ("Timeout", "timeout"), ("StartPeriod", "start-period")]
     {
         if let Some(nanos) = check[key].as_u64().filter(|nanos| *nanos > 0) {
-            let _ = write!(line, " --{flag}={}ms", nanos.div_ceil(1_000_000));
+            let _ = write!(line, "--{flag}={}ms ", nanos.div_ceil(1_000_000));
         }
     }
     if let Some(retries) = check["Retries"].as_u64().filter(|retries| *retries > 0) {
-        let _ = write!(line, " --retries={retries}");
+        let _ = write!(line, "--retries={retries} ");
     }
     match test.split_first() {
-        Some((&"NONE", _)) => Some("HEALTHCHECK NONE".to_owned()),
-        Some((&"CMD-SHELL", [command])) => Some(format!("{line} CMD {command}")),
-        Some((&"CMD", words)) => Some(format!("{line} CMD {}", Value::from(words.to_vec()))),
+        Some((&"NONE", _)) => Some("NONE".to_owned()),
+        Some((&"CMD-SHELL", [command]))
+            if is_line(command) && serde_json::from_str::<Vec<String>>(command).is_err() =>
+        {
+            Some(format!("{line}CMD {command}"))
+        }
+        Some((&"CMD-SHELL", [command])) => {
+            let mut words = match shell.as_array() {
+                Some(words) if !words.is_empty() => words.clone(),
+                _ => vec!["/bin/sh".into(), "-c".into()],
+            };
+            words.push((*command).into());
+            Some(format!("{line}CMD {}", Value::from(words)))
+        }
+        Some((&"CMD", words)) => Some(format!("{line}CMD {}", Value::from(words.to_vec()))),
         _ => None,
     }
 }
@@ -264,5 +306,55 @@ mod tests {
         }
         assert!(!all.contains("variable A"), "{all}");
         assert!(warnings(&json!({ "Env": ["A=b"] }), &Value::Null).is_empty());
+    }
+
+    /// A configuration is a stranger's; each instruction stays one line.
+    #[test]
+    fn a_configuration_adds_no_instruction() {
+        let config = json!({
+            "Env": ["A=b\nRUN evil", "B\nRUN=evil", "C D=evil", "PLAIN=$x"],
+            "Labels": { "l\nRUN evil": "v\nRUN evil" },
+            "ExposedPorts": { "80/tcp": {}, "81/tcp\nCOPY profile.json /leak": {}, "82 83": {} },
+            "Volumes": { "/v\nRUN evil": {}, "/$HOME": {} },
+            "WorkingDir": "/w\\",
+            "User": "u\nRUN evil",
+            "StopSignal": "TERM\rRUN evil",
+            "Cmd": ["c\nRUN evil"],
+            "Healthcheck": { "Test": ["CMD-SHELL", "true\nRUN evil"], "Retries": 2 },
+            "OnBuild": ["RUN fine", "RUN evil\nRUN more", "RUN evil \\"],
+        });
+        let (text, left_out) = settings(&config);
+        insta::assert_snapshot!(text, @r#"
+        ENV A="b RUN evil"
+        ENV PLAIN="\$x"
+        LABEL "l RUN evil"="v RUN evil"
+        EXPOSE 80/tcp
+        VOLUME ["/v\nRUN evil"]
+        CMD ["c\nRUN evil"]
+        HEALTHCHECK --retries=2 CMD ["/bin/sh","-c","true\nRUN evil"]
+        ONBUILD RUN fine
+        "#);
+        insta::assert_snapshot!(left_out.join("\n"), @r#"
+        ENV B\x0aRUN="evil": a Dockerfile cannot say it, left out
+        ENV C D="evil": a Dockerfile cannot say it, left out
+        EXPOSE 81/tcp\x0aCOPY profile.json /leak: a Dockerfile cannot say it, left out
+        EXPOSE 82 83: a Dockerfile cannot say it, left out
+        VOLUME ["/$HOME"]: a Dockerfile cannot say it, left out
+        WORKDIR /w\\\\: a Dockerfile cannot say it, left out
+        USER u RUN evil: a Dockerfile cannot say it, left out
+        STOPSIGNAL TERM RUN evil: a Dockerfile cannot say it, left out
+        ONBUILD RUN evil\x0aRUN more: a Dockerfile cannot say it, left out
+        ONBUILD RUN evil \\: a Dockerfile cannot say it, left out
+        "#);
+    }
+
+    #[test]
+    fn a_health_check_keeps_its_form_where_a_line_can_say_it() {
+        let check = |test: Value| health(&json!({ "Test": test }), &Value::Null).unwrap();
+        assert_eq!(check(json!(["CMD-SHELL", "test -f /x || exit 1"])), "CMD test -f /x || exit 1");
+        assert_eq!(check(json!(["CMD-SHELL", "[ -f /x ]"])), "CMD [ -f /x ]");
+        assert_eq!(check(json!(["CMD-SHELL", "[\"a\"]"])), r#"CMD ["/bin/sh","-c","[\"a\"]"]"#);
+        assert_eq!(check(json!(["CMD", "a", "b c"])), r#"CMD ["a","b c"]"#);
+        assert_eq!(check(json!(["NONE"])), "NONE");
     }
 }

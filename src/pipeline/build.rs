@@ -78,16 +78,17 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     let progress = &|done, total| reporter.progress(done, total);
     let original = Original { image: &image, tree: &tree, places, progress };
     let results = Results::open(&spec.output)?;
+    let file = results.image(spec.product.format)?;
     if spec.recipe {
         reporter.step("writing the Dockerfile");
         let (summary, allowlist) = wanted.recipe(&original, &profile, &spec.output)?;
-        results.remove_products()?;
+        results.remove_others(None)?;
         results.seccomp(&allowlist)?;
         return finish(spec, &results, &profile, summary);
     }
     reporter.step("building the slim image");
-    let file = results.image(spec.product.format);
     let product = ManuallyDrop::new(wanted.produce(&original, &profile, &file)?);
+    results.remove_others(Some(spec.product.format))?;
     results.seccomp(&product.allowlist)?;
     let summary = wanted.summary(&original, &profile, &product);
     finish(spec, &results, &profile, summary)

@@ -267,12 +267,23 @@ fn folder_names(members: &[(Option<&str>, &Path)]) -> Vec<String> {
             let name = name.split('@').next().unwrap_or(name);
             name.rsplit('/').next().unwrap_or(name).replace(':', "-")
         };
-        let name = image.map_or_else(of_profile, of_image);
+        let name = harmless(&image.map_or_else(of_profile, of_image));
         let numbered = (2..).map(|n| format!("{name}-{n}"));
         let all = std::iter::once(name.clone()).chain(numbered);
         names.extend(all.into_iter().find(|name| !names.contains(name)));
     }
     names
+}
+
+/// A name that is one folder below the results, beside `family.json`.
+fn harmless(name: &str) -> String {
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = name.chars().map(|c| if word(c) { c } else { '_' }).collect();
+    match name.as_str() {
+        "" | "family.json" => format!("image-{name}"),
+        hidden if hidden.starts_with('.') => format!("image{hidden}"),
+        _ => name,
+    }
 }
 
 struct Work<'a> {
@@ -365,11 +376,12 @@ impl Work<'_> {
         let folder = self.spec.output.join(&member.folder);
         let results = Results::open(&folder)?;
         let format: ImageFormat = self.spec.product.format;
-        let file = results.image(format);
+        let file = results.image(format)?;
         let progress = &|done, total| self.reporter.progress(done, total);
         let original = Original { image, tree, places, progress };
         let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
+        results.remove_others(Some(format))?;
         let summary = wanted.summary(&original, profile, &product);
         results.summary(&summary)?;
         write_json(&results.path("profile.json"), profile)?;
@@ -402,6 +414,16 @@ mod tests {
             let members: Vec<_> =
                 images.iter().zip(&paths).map(|(image, path)| (*image, path.as_path())).collect();
             assert_eq!(folder_names(&members), want);
+        }
+        for (name, want) in [
+            ("x/..", "image.."),
+            ("x/.", "image."),
+            ("x/", "image-"),
+            ("x/family.json", "image-family.json"),
+            ("x/.hidden", "image.hidden"),
+            ("x/a\nb\u{1b}", "a_b_"),
+        ] {
+            assert_eq!(folder_names(&[(Some(name), &paths[0])]), [want]);
         }
         // One profile needs nothing to be told apart by.
         assert_eq!(folder_names(&[(None, &paths[0])]), ["profile"]);

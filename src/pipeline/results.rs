@@ -68,23 +68,46 @@ impl Results {
     }
 
     /// Where the image of this format goes.
-    pub(super) fn image(&self, format: ImageFormat) -> PathBuf {
-        self.path(match format {
+    ///
+    /// # Errors
+    /// A folder lies there that is no image layout: it is somebody's, and would be replaced.
+    pub(super) fn image(&self, format: ImageFormat) -> Result<PathBuf, PipelineError> {
+        let place = self.path(match format {
             ImageFormat::Archive => "image.tar",
             ImageFormat::Layout => "image",
-        })
+        });
+        let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut list| list.next().is_none());
+        if place.is_dir() && !place.join("oci-layout").exists() && !is_empty(&place) {
+            return Err(PipelineError::Usage(format!(
+                "{} is a folder and no image: move it away, or choose another folder with -o",
+                place.display()
+            )));
+        }
+        Ok(place)
+    }
+
+    /// Removes what an earlier run left and this one does not: it would pass for this one's. `None`
+    /// is a recipe.
+    pub(super) fn remove_others(&self, written: Option<ImageFormat>) -> Result<(), PipelineError> {
+        if written != Some(ImageFormat::Archive) {
+            remove(&self.path("image.tar"))?;
+        }
+        let layout = self.path("image");
+        if written != Some(ImageFormat::Layout) && layout.join("oci-layout").exists() {
+            fs::remove_dir_all(&layout).map_err(io_at("cannot remove", &layout))?;
+        }
+        if written.is_some() {
+            emit::RECIPE.iter().try_for_each(|name| remove(&self.path(name)))?;
+        }
+        Ok(())
     }
 
     /// Removes image and seccomp files of an earlier trace, which would pass for this one's.
     pub(super) fn remove_products(&self) -> Result<(), PipelineError> {
-        for name in ["image.tar", "seccomp.json", "seccomp.oci.json"] {
+        for name in ["seccomp.json", "seccomp.oci.json"].iter().chain(&emit::RECIPE) {
             remove(&self.path(name))?;
         }
-        let layout = self.path("image");
-        if layout.join("oci-layout").exists() {
-            fs::remove_dir_all(&layout).map_err(io_at("cannot remove", &layout))?;
-        }
-        Ok(())
+        self.remove_others(None)
     }
 
     pub(super) fn seccomp(&self, allowlist: &Allowlist) -> Result<(), PipelineError> {

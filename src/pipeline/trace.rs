@@ -170,6 +170,7 @@ impl<'a> Work<'a> {
         filter_of(&spec.run.options)?;
         let image = source::open(&spec.image, &spec.access)?;
         let results = Results::open(&spec.output)?;
+        results.image(spec.product.format)?;
         let wanted = spec.product.fit(&image, &spec.policy)?;
         let store = Store::open(spec.store.as_deref())?;
         let run_dir = store.new_run()?;
@@ -290,7 +291,7 @@ impl<'a> Work<'a> {
         self.results.log(&self.log())?;
         self.results.remove_products()?;
         if let Some(product) = product {
-            self.results.place(&product.file, &self.results.image(self.spec.product.format))?;
+            self.results.place(&product.file, &self.results.image(self.spec.product.format)?)?;
             self.results.seccomp(&product.allowlist)?;
             summary.produced(tree, product);
         } else {

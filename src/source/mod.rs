@@ -9,6 +9,7 @@ use crate::model::{Digest, DigestError};
 use crate::oci::Image;
 use crate::oci::limits::Limits;
 pub use crate::wire::Fault;
+use crate::wire::Reference;
 
 mod container;
 mod containerd;
@@ -215,14 +216,28 @@ fn tag_of(name: &str) -> Option<&str> {
     last.split_once(':').map(|(_, tag)| tag)
 }
 
-/// `repository:tag`, if `name` is that and not a mere tag.
+/// `repository:tag`, if `name` is that and not a mere tag. What no engine or registry takes for a name
+/// is none: files are called after it, and other people's tools read it.
 fn full_name(name: &str) -> Option<String> {
-    (name.contains('/') || name.contains(':')).then(|| familiar(name).to_owned())
+    let named = (name.contains('/') || name.contains(':')) && name.parse::<Reference>().is_ok();
+    named.then(|| familiar(name).to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_engine_takes_for_a_name_is_none() {
+        let known = |name: &str| full_name(name);
+        assert_eq!(known("docker.io/library/app:1").as_deref(), Some("app:1"));
+        assert_eq!(known("localhost:5000/a/b").as_deref(), Some("localhost:5000/a/b"));
+        for bad in
+            ["latest", "a/..", "a/.", "a/", "Foo/Bar:X", "a:1\nRUN x", "a:1 AS b", "a/b:x\u{1b}[2J"]
+        {
+            assert_eq!(known(bad), None, "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_wanted_name_may_be_the_tag_alone() {
