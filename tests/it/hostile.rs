@@ -13,6 +13,7 @@ use slim::rootfs::{RootfsError, Store, index};
 use slim::source::Access;
 
 use crate::images::mounted;
+use crate::result::profile_of;
 use crate::support::image::{Attr, ImageFixture, LayerFixture, Packed};
 use crate::support::{Need, have, outcome, slim};
 
@@ -404,6 +405,74 @@ fn no_output_holds_control_characters() {
         &image(&[base(), layer().raw(b'\x1b', evil.as_bytes(), b"", b"", &Attr::default())]),
         false,
     );
+}
+
+#[test]
+fn what_an_image_calls_itself_leads_nowhere() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let listing = |folder: &Path| -> Vec<String> {
+        let list = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            list.map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    for (name, good) in [
+        ("shop/web:1", true),
+        ("a/..", false),
+        ("a/.", false),
+        ("a/", false),
+        ("a/family.json", true),
+        ("a/b:1\nRUN evil", false),
+        ("a/b:1 AS full\nRUN evil\n#", false),
+        ("Shop/Web:X", false),
+    ] {
+        let folder = tempfile::tempdir_in(dir.path()).unwrap().keep();
+        let layout = image(&[base()]).tag(name).write(&folder);
+        let opened = slim::source::open(layout.to_str().unwrap(), &Access::default()).unwrap();
+        assert_eq!(opened.name.is_some(), good, "{name:?}");
+        profile_of(&opened, &["/etc/passwd"], &folder.join("profile.json"));
+        let build = |args: &[&str]| {
+            let mut command = slim(&folder);
+            command.args(["build", "profile.json", "--keep-going", "--image"]).arg(&layout);
+            let (code, text) = outcome(&command.args(args).output().unwrap());
+            assert_eq!(code, 0, "{name:?}: {text}");
+            assert!(!text.contains("\nRUN"), "{text}");
+        };
+        build(&["--family", "-o", "out/in"]);
+        assert_eq!(listing(&folder.join("out")), ["in"], "{name:?}");
+        let inside = listing(&folder.join("out/in"));
+        let [own] = &inside.iter().filter(|name| *name != "family.json").collect::<Vec<_>>()[..]
+        else {
+            panic!("{name:?}: {inside:?}")
+        };
+        assert!(folder.join("out/in").join(own).join("image.tar").is_file(), "{name:?}");
+        assert!(folder.join("out/in/family.json").is_file(), "{name:?}");
+        build(&["--format", "dockerfile", "-o", "recipe"]);
+        let recipe = std::fs::read_to_string(folder.join("recipe/Dockerfile")).unwrap();
+        assert_eq!(recipe.matches("\nRUN").count(), 0, "{name:?}: {recipe}");
+        assert_eq!(recipe.contains("ARG ORIGINAL"), !good, "{name:?}: {recipe}");
+    }
+}
+
+#[test]
+fn a_configuration_writes_no_instructions() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let config = json!({
+        "Cmd": ["x\nRUN evil"], "User": "u\nRUN evil", "Env": ["A\nRUN evil=1", "B=1\nRUN evil"],
+        "ExposedPorts": { "80/tcp\nRUN evil": {} }, "OnBuild": ["RUN fine\nRUN evil"],
+        "Healthcheck": { "Test": ["CMD-SHELL", "true\nRUN evil"] },
+    });
+    let layout = image(&[base()]).config(config).tag("a/b:1").write(dir.path());
+    let opened = slim::source::open(layout.to_str().unwrap(), &Access::default()).unwrap();
+    profile_of(&opened, &["/etc/passwd"], &dir.path().join("profile.json"));
+    let mut command = slim(dir.path());
+    command.args(["build", "profile.json", "--keep-going", "--format", "dockerfile", "-o", "out"]);
+    let (code, text) = outcome(&command.arg("--image").arg(&layout).output().unwrap());
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("EXPOSE 80/tcp\\x0aRUN evil: a Dockerfile cannot say it"), "{text}");
+    let recipe = std::fs::read_to_string(dir.path().join("out/Dockerfile")).unwrap();
+    assert_eq!(recipe.matches("\nRUN").count(), 0, "{recipe}");
 }
 
 #[test]

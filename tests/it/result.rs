@@ -510,6 +510,34 @@ fn config(dir: &Path) -> Value {
 }
 
 #[test]
+fn a_form_takes_the_place_of_the_one_before() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    three_layers(Packed::Gzip).tag("shop/web:1").write(dir.path());
+    let forms = ["image.tar", "image", "Dockerfile", "keep.list", "skeleton.tar"];
+    let there = || -> Vec<&str> {
+        forms.into_iter().filter(|name| dir.path().join("out").join(name).exists()).collect()
+    };
+    for (format, want) in [
+        ("archive", &["image.tar"][..]),
+        ("layout", &["image"]),
+        ("dockerfile", &["Dockerfile", "keep.list", "skeleton.tar"]),
+        ("layout", &["image"]),
+        ("archive", &["image.tar"]),
+    ] {
+        let (code, text) = outcome(&build(dir.path(), &["--format", format]));
+        assert_eq!(code, 0, "{format}: {text}");
+        assert_eq!(there(), want, "{format}");
+    }
+    // Somebody's folder is not slim's to replace.
+    std::fs::create_dir(dir.path().join("out/image")).unwrap();
+    std::fs::write(dir.path().join("out/image/cat.png"), "miaow").unwrap();
+    let (code, text) = outcome(&build(dir.path(), &["--format", "layout"]));
+    assert!(code == 2 && text.contains("out/image is a folder and no image"), "{code} {text}");
+    assert_eq!(there(), ["image.tar", "image"]);
+    assert!(dir.path().join("out/image/cat.png").exists());
+}
+
+#[test]
 fn the_configuration_is_edited_as_asked() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let config_before = json!({
