@@ -30,7 +30,7 @@ pub(super) struct BuildArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     family: Option<bool>,
     /// Image, as `slim trace --image` takes it; with --family each of them, in any order
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", allow_hyphen_values = true)]
     image: Vec<String>,
     /// Configuration file [default: slim.toml, if there is one]
     #[arg(long, value_name = "FILE")]

@@ -15,7 +15,7 @@ pub(super) struct ImageArgs {
     /// input), docker-daemon:NAME, containers-storage:NAME, containerd:[NAMESPACE/]NAME,
     /// docker://NAME, container:NAME (what that container was made from) or a path; a bare name that is
     /// no path is looked for in Docker, Podman, containerd and its registry, in this order
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     image: Option<String>,
     #[command(flatten)]
     reach: ReachArgs,

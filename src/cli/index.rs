@@ -19,9 +19,9 @@ pub(super) struct IndexArgs {
     /// Folders that slim trace or slim build wrote, or image files; one for each platform
     #[arg(required = true, value_name = "DIR|ARCHIVE")]
     members: Vec<PathBuf>,
-    /// Name of the image [default: the first one's]
+    /// Name of the image; further ones are for slim push and slim load [default: the first one's]
     #[arg(long, value_name = "NAME")]
-    tag: Option<String>,
+    tag: Vec<String>,
     /// archive (image.tar) or layout (image/) [default: archive]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
@@ -32,9 +32,19 @@ pub(super) struct IndexArgs {
 
 impl IndexArgs {
     pub(super) fn run(self) -> Result<u8, PipelineError> {
+        let tag = match &self.tag[..] {
+            [] => None,
+            [tag] => Some(tag.clone()),
+            [_, other, ..] => {
+                return Err(PipelineError::Usage(format!(
+                    "--tag {other}: an index has one name here; give further ones to slim push or \
+                     slim load"
+                )));
+            }
+        };
         let spec = IndexSpec {
             members: self.members,
-            tag: self.tag,
+            tag,
             format: FormatArg::format(self.format)?,
             output: self.output,
         };

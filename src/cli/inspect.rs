@@ -17,6 +17,7 @@ pub(super) struct InspectArgs {
     /// input), docker-daemon:NAME, containers-storage:NAME, containerd:[NAMESPACE/]NAME,
     /// docker://NAME, container:NAME (what that container was made from) or a path; a bare name that is
     /// no path is looked for in Docker, Podman, containerd and its registry, in this order
+    #[arg(allow_hyphen_values = true)]
     image: String,
     #[command(flatten)]
     reach: ReachArgs,

@@ -186,7 +186,9 @@ impl EditArgs {
                 given.iter().map(|text| pair(what, text)).collect()
             };
         let ports = |what: &str, given: &[String]| -> Result<Vec<String>, PipelineError> {
-            given.iter().map(|text| port(what, text)).collect()
+            let all: Result<Vec<Vec<String>>, _> =
+                given.iter().map(|text| port(what, text)).collect();
+            Ok(all?.concat())
         };
         let entrypoint =
             self.new_entrypoint.map(|e| words("--new-entrypoint", &[e])).transpose()?;
@@ -204,10 +206,12 @@ impl EditArgs {
             cmd: cmd.transpose()?,
             env: pairs("--new-env", &self.new_env)?,
             labels: pairs("--new-label", &self.new_label)?.into_iter().collect(),
-            user: self.new_user,
-            workdir: self.new_workdir.map(absolute).transpose()?,
+            user: self.new_user.map(user).transpose()?,
+            workdir: self.new_workdir.map(|path| absolute("--new-workdir", path)).transpose()?,
             expose: ports("--new-expose", &self.new_expose)?,
-            volumes: self.new_volume.into_iter().map(absolute).collect::<Result<_, _>>()?,
+            volumes: (self.new_volume.into_iter())
+                .map(|path| absolute("--new-volume", path))
+                .collect::<Result<_, _>>()?,
             remove: Removals {
                 env: self.remove_env,
                 labels: self.remove_label,
@@ -237,25 +241,38 @@ fn pair(what: &str, text: &str) -> Result<(String, String), PipelineError> {
     }
 }
 
-fn absolute(path: String) -> Result<String, PipelineError> {
+fn absolute(what: &str, path: String) -> Result<String, PipelineError> {
     if path.starts_with('/') {
         return Ok(path);
     }
-    Err(PipelineError::Usage(format!("{path:?} of the slim image is to be an absolute path")))
+    Err(PipelineError::Usage(format!("{what} {path:?}: give an absolute path, as /{path}")))
 }
 
-/// `PORT/PROTOCOL`, as configurations have it; a range is one entry, as Docker writes it.
-fn port(what: &str, text: &str) -> Result<String, PipelineError> {
-    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let good = |n: &str| n.parse::<u16>().is_ok_and(|n| n > 0);
-    let numbers = match number.split_once('-') {
-        Some((from, to)) => {
-            good(from) && good(to) && from.parse::<u16>().ok() <= to.parse::<u16>().ok()
-        }
-        None => good(number),
+/// `USER[:GROUP]`, each a name or a number (image-spec v1.1, config.md).
+fn user(text: String) -> Result<String, PipelineError> {
+    let word = |part: &str| {
+        !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control())
     };
-    if numbers && matches!(protocol, "tcp" | "udp" | "sctp") {
-        return Ok(format!("{number}/{protocol}"));
+    let parts: Vec<&str> = text.split(':').collect();
+    if parts.len() <= 2 && parts.iter().all(|part| word(part)) {
+        return Ok(text);
     }
-    Err(PipelineError::Usage(format!("{what} {text:?}: give PORT or PORT/tcp, /udp, /sctp")))
+    Err(PipelineError::Usage(format!(
+        "--new-user {text:?}: give USER or USER:GROUP, names or numbers"
+    )))
+}
+
+/// `PORT/PROTOCOL`, as configurations have it; a range is as many entries, as Docker writes it.
+fn port(what: &str, text: &str) -> Result<Vec<String>, PipelineError> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let good = |n: &str| n.parse::<u16>().ok().filter(|n| *n > 0);
+    let (from, to) = number.split_once('-').unwrap_or((number, number));
+    if let (Some(from), Some(to)) = (good(from), good(to))
+        && from <= to
+        && matches!(protocol, "tcp" | "udp" | "sctp")
+    {
+        return Ok((from..=to).map(|number| format!("{number}/{protocol}")).collect());
+    }
+    let hint = "give PORT or FROM-TO, with /tcp, /udp or /sctp";
+    Err(PipelineError::Usage(format!("{what} {text:?}: {hint}")))
 }

@@ -84,13 +84,15 @@ impl Search {
             keeper.walk(&RootPath::root(), program, reason());
             return;
         }
-        for dir in &self.path {
-            let raw = [dir.as_bytes(), b"/", program].concat();
-            if is_file(keeper.tree, &raw) {
-                keeper.walk(&RootPath::root(), &raw, reason());
-                return;
-            }
+        if let Some(raw) = self.on_path(keeper.tree, program) {
+            keeper.walk(&RootPath::root(), &raw, reason());
         }
+    }
+
+    /// Where PATH finds a program.
+    fn on_path(&self, tree: &Tree, program: &[u8]) -> Option<Vec<u8>> {
+        let places = self.path.iter().map(|dir| [dir.as_bytes(), b"/", program].concat());
+        places.into_iter().find(|raw| is_file(tree, raw))
     }
 
     /// The DT_NEEDED closure of one object, searched as ld.so(8) does.
@@ -178,6 +180,17 @@ pub fn plain_name(path: &RootPath) -> Option<Vec<u8>> {
     }
     parts.push(name);
     Some(parts.join(&b'/'))
+}
+
+/// The file that `word` starts in a container of this configuration; `None` if the tree has none.
+pub fn program(word: &str, tree: &Tree, config: &ImageConfig) -> Option<RootPath> {
+    let raw = match word.contains('/') {
+        true => Some(word.as_bytes().to_vec()),
+        false => Search::new(config).on_path(tree, word.as_bytes()),
+    };
+    let cwd = RootPath::parse(config.workdir().unwrap_or("/").as_bytes())?;
+    let end = tree.resolve(&RootPath::root(), &cwd, &raw?, true)?;
+    end.exists.then_some(end.path)
 }
 
 fn elf<'a>(tree: &'a Tree, path: &RootPath) -> Option<&'a ElfFacts> {

@@ -17,6 +17,7 @@ use crate::model::{
     ImageConfig, KeepSet, Node, NodeKind, Policy, Profile, Reason, Reasons, RootPath, Tree,
 };
 
+pub use closure::program;
 pub use foresight::{Foresight, Looker};
 pub use verify::{Finding, verify_dynamic, verify_static};
 

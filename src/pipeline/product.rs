@@ -82,6 +82,8 @@ pub(super) struct Product {
     pub tags: Vec<String>,
     /// See [`OutputIds::family_layers`].
     pub family_layers: usize,
+    /// What the user should know of it.
+    pub warnings: Vec<String>,
 }
 
 impl Wanted {
@@ -145,7 +147,10 @@ impl Wanted {
         let shared = base.and_then(|base| base.written.as_ref());
         let family_layers = shared.map_or(0, |shared| shared.layers.len());
         let (file, tags) = (file.to_owned(), self.tags.clone());
-        Ok(Product { keep, allowlist, emitted, file, tags, family_layers })
+        let notes =
+            [self.other_blobs(original.image, &emitted), self.lost_program(original, &keep)];
+        let warnings = notes.into_iter().flatten().collect();
+        Ok(Product { keep, allowlist, emitted, file, tags, family_layers, warnings })
     }
 
     fn order<'a>(
@@ -174,6 +179,38 @@ impl Wanted {
         summary
     }
 
+    /// Says so where layers that are to stay shared are stored another way than in the original.
+    fn other_blobs(&self, image: &Image, emitted: &Emitted) -> Option<String> {
+        let pairs = image.layers.iter().zip(&emitted.layers).take(self.policy.keep_base);
+        let other = |(old, new): (&crate::oci::Layer, &emit::Written)| {
+            old.blob.is_some_and(|(digest, _)| digest != new.digest)
+        };
+        let n = pairs.filter(|pair| other(*pair)).count();
+        (n > 0).then(|| {
+            format!(
+                "{n} of the layers that --keep-base keeps whole are compressed another way than in \
+                 the original, so a registry does not share them: give its --compress"
+            )
+        })
+    }
+
+    /// Says so where an edit names a program that the result does not have.
+    fn lost_program(&self, original: &Original<'_>, keep: &KeepSet) -> Option<String> {
+        if self.edits.entrypoint.is_none() && self.edits.cmd.is_none() {
+            return None;
+        }
+        let config = self.edits.config(&original.image.config);
+        let program = config.entrypoint().into_iter().chain(config.cmd()).next()?;
+        let found = keep::program(&program, original.tree, &config);
+        let kept = found.as_ref().is_some_and(|path| keep.paths.contains_key(path));
+        (!kept).then(|| match found {
+            Some(path) => format!(
+                "the slim image is to start {program:?}, which no run used: keep it with --keep {path}"
+            ),
+            None => format!("the slim image is to start {program:?}, which the image does not have"),
+        })
+    }
+
     /// What the user should know of the result.
     pub(super) fn warnings(&self) -> Vec<String> {
         let zstd = self.packing.compression == Compression::Zstd;
@@ -197,7 +234,7 @@ fn base_layers(text: &str, image: &Image) -> Result<usize, PipelineError> {
             false => bad(format!("the image has {all} layers")),
         };
     }
-    let wanted = text.strip_prefix("sha256:").unwrap_or(text);
+    let wanted = text.strip_prefix("sha256:").unwrap_or(text).to_ascii_lowercase();
     if wanted.len() < 7 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
         return bad("give how many layers, or the digest of the last of them".to_owned());
     }
@@ -207,7 +244,7 @@ fn base_layers(text: &str, image: &Image) -> Result<usize, PipelineError> {
         let chain = crate::model::ChainId::of(&diff_ids[..=*at]);
         let blob = layer.blob.map(|(digest, _)| digest.hex());
         let names = [Some(layer.diff_id.0.hex()), Some(chain.0.hex()), blob];
-        names.iter().flatten().any(|name| name.starts_with(wanted))
+        names.iter().flatten().any(|name| name.starts_with(&wanted))
     };
     // A layer may occur twice: all of the base is meant then.
     let found = (0..all).rev().find(fits).map(|at| at + 1);
@@ -224,6 +261,7 @@ impl Summary {
     /// Adds the written image.
     pub(super) fn produced(&mut self, tree: &Tree, product: &Product) {
         self.decided(tree, &product.keep, &product.allowlist);
+        self.warnings.extend(product.warnings.iter().cloned());
         self.generated = product.emitted.generated.iter().take(20).cloned().collect();
         self.output = Some(OutputIds {
             tag: product.tags.first().cloned().unwrap_or_default(),

@@ -30,6 +30,11 @@ enum Inner {
     Archive { file: Arc<File>, members: Arc<HashMap<String, Member>> },
 }
 
+fn foreign(path: &Path, what: &str) -> SourceError {
+    let why = format!("it is compressed with {what}: decompress it first");
+    SourceError::NotAnImage { path: path.into(), why }
+}
+
 #[derive(Clone)]
 enum Member {
     /// Where the content lies in the archive.
@@ -63,6 +68,12 @@ impl Container {
             [0x28, 0xb5, 0x2f, 0xfd] => {
                 let plain = zstd::stream::read::Decoder::new(file).and_then(unpacked);
                 plain.map_err(read)?
+            }
+            [0xfd, b'7', b'z', b'X'] => return Err(foreign(path, "xz")),
+            [b'B', b'Z', b'h', _] => return Err(foreign(path, "bzip2")),
+            [] => {
+                let why = "it is empty: nothing came, or nothing was written".to_owned();
+                return Err(SourceError::NotAnImage { path: path.into(), why });
             }
             _ => file,
         };

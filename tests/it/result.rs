@@ -509,6 +509,43 @@ fn config(dir: &Path) -> Value {
     open(&dir.join("out/image.tar")).config.0["config"].clone()
 }
 
+/// Nothing is refused here that may be wanted; but nobody has to find it out in production.
+#[test]
+fn what_an_edit_or_a_base_does_not_come_to_is_said() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let program = layer().dir("bin").file("bin/app", "1").file("bin/other", "2");
+    let fixture = ImageFixture::default().layer(program).layer(layer().file("own", "3"));
+    fixture.config(json!({ "Cmd": ["/bin/app"] })).tag("shop/web:1").write(dir.path());
+    let image = open(&dir.path().join("layout"));
+    profile_of(&image, &["/bin/app", "/own"], &dir.path().join("profile.json"));
+    let run = |args: &[&str]| {
+        let mut command = slim(dir.path());
+        command.args(["build", "profile.json", "--image", "oci:layout", "-o", "out"]);
+        let (code, text) = outcome(&command.arg("--keep-going").args(args).output().unwrap());
+        assert_eq!(code, 0, "{args:?}: {text}");
+        text
+    };
+    for (args, said) in [
+        (&["--entrypoint", "other"][..], "keep it with --keep /bin/other"),
+        (&["--cmd", "/bin/none"], "\"/bin/none\", which the image does not have"),
+        (
+            &["--keep-base", "1", "--compress", "zstd"],
+            "1 of the layers that --keep-base keeps whole",
+        ),
+    ] {
+        let text = run(args);
+        assert!(text.contains(said), "{args:?}: {text}");
+    }
+    for args in [
+        &["--entrypoint", "app"][..],
+        &["--entrypoint", "other", "--keep", "/bin/other"],
+        &["--keep-base", "1"],
+    ] {
+        let text = run(args);
+        assert!(!text.contains("is to start") && !text.contains("keeps whole"), "{args:?}: {text}");
+    }
+}
+
 #[test]
 fn a_form_takes_the_place_of_the_one_before() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -571,7 +608,7 @@ fn the_configuration_is_edited_as_asked() {
         "--expose",
         "53/udp",
         "--expose",
-        "8080",
+        "8080-8081",
         "--remove-env",
         "A",
         "--remove-label",
@@ -583,7 +620,7 @@ fn the_configuration_is_edited_as_asked() {
     let want = json!({
         "Entrypoint": ["/new", "-v"], "Cmd": ["a", "-b"], "Env": ["B=3", "C=4=5"], "User": "7:8",
         "WorkingDir": "/v", "Labels": { "b": "2", "c": "3" },
-        "ExposedPorts": { "53/udp": {}, "8080/tcp": {} }, "StopSignal": "SIGINT",
+        "ExposedPorts": { "53/udp": {}, "8080/tcp": {}, "8081/tcp": {} }, "StopSignal": "SIGINT",
     });
     assert_eq!(got, want);
     let got = run(&["--new-entrypoint", "/n", "--remove-user", "--remove-workdir"]);
@@ -639,6 +676,9 @@ fn names_levels_and_bases_are_checked_and_shown() {
         (&["--keep-base", "4"], "has 3 layers"),
         (&["--keep-base", "sha256:00000000"], &second),
         (&["--keep-base", "base"], "digest of the last"),
+        (&["--user", "1:2:3"], "USER or USER:GROUP"),
+        (&["--workdir", "relative"], "--new-workdir"),
+        (&["--expose", "82-80"], "FROM-TO"),
         (&["--keep-base", "1", "--drop", "/etc/a"], "/etc/a"),
     ] {
         let (code, text) = run(args);
