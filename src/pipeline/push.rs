@@ -45,12 +45,22 @@ pub fn push(spec: &PushSpec, reporter: &dyn Reporter) -> Result<Vec<Receipt>, Pi
     for name in &names {
         reporter.step(&format!("pushing {name}"));
         let progress = |done, total| reporter.progress(done, total);
-        let receipt = sink::push(image, name, &from, spec.drop_urls, &spec.wire, &progress)?;
-        if !files.is_empty() {
-            reporter.step(&format!("attaching the results to {name}"));
-            sink::attach(&receipt.top, name, &files, &spec.wire)?;
+        let pushed = sink::push(image, name, &from, spec.drop_urls, &spec.wire, &progress);
+        let attached = pushed.and_then(|receipt| {
+            if !files.is_empty() {
+                reporter.step(&format!("attaching the results to {name}"));
+                sink::attach(&receipt.top, name, &files, &spec.wire)?;
+            }
+            Ok(receipt)
+        });
+        match attached {
+            Ok(receipt) => receipts.push(receipt),
+            Err(error) => {
+                let there = |done: &Receipt| format!("{}@{} is pushed", done.name, done.digest);
+                receipts.iter().for_each(|done| reporter.warn(&there(done)));
+                return Err(error.into());
+            }
         }
-        receipts.push(receipt);
         // Further repositories of the same registry can take the blobs from this one.
         from.insert(0, name.clone());
     }
