@@ -83,14 +83,15 @@ class Report:
 
     def run(self, engines, runs):
         out, slim = self.dir + "/out", self.dir + "/oci"
-        summary = None if self.given else self.trace(out)
-        if summary is None and not self.given:
-            return
-        for n in range(2, 1 if self.given else runs + 1):
-            self.trace("%s-%d" % (out, n))
+        if not self.given:
+            summary = self.trace(out)
+            for n in range(2, runs + 1):
+                self.trace("%s-%d" % (out, n))
+            if summary is None:
+                return
         shutil.rmtree(slim, ignore_errors=True)
         subprocess.run(["skopeo", "copy", "-q", "oci-archive:%s/image.tar" % out, "oci:%s:latest" % slim], check=True)
-        if summary is not None:
+        if not self.given:
             self.bounds(slim, summary)
             self.calls(out, summary)
         if "docker" in engines:
@@ -195,10 +196,9 @@ def main():
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
     engines = args.engines.split(",")
-    if args.make and args.given:
-        return
     if args.make:
-        subprocess.run([CORPUS + "/make-image.sh", *args.names], check=True, env=dict(os.environ, CORPUS_OUT=OUT))
+        if not args.given:
+            subprocess.run([CORPUS + "/make-image.sh", *args.names], check=True, env=dict(os.environ, CORPUS_OUT=OUT))
         return
     columns = ["files", "mb", "calls", *engines, "seconds"]
     line = "%-10s" + "%16s" * (len(columns) + 1)

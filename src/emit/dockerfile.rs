@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,8 +23,16 @@ use super::{EmitError, Order, plan};
 /// Docker loads 120 layers: no stage of the recipe has more.
 const COPIES: usize = 100;
 
-/// The files of a recipe.
-pub const RECIPE: [&str; 3] = ["Dockerfile", "keep.list", "skeleton.tar"];
+/// The first line of a Dockerfile that is slim's.
+const OURS: &str = "# Written by slim; build it in this folder.\n";
+
+/// The files of a recipe that an earlier run left in `folder`; none where the Dockerfile is somebody's own.
+pub fn recipe_in(folder: &Path) -> Vec<PathBuf> {
+    let ours = std::fs::read(folder.join("Dockerfile"))
+        .is_ok_and(|text| text.starts_with(OURS.as_bytes()));
+    let files = ["Dockerfile", "keep.list", "skeleton.tar"].map(|name| folder.join(name));
+    if ours { files.into() } else { Vec::new() }
+}
 
 /// What a recipe came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,7 +140,7 @@ fn skeleton(
 }
 
 fn dockerfile(name: Option<&str>, copied: &[(&RootPath, &Node)], settings: &str) -> String {
-    let mut text = String::from("# Written by slim; build it in this folder.\n");
+    let mut text = String::from(OURS);
     match name {
         Some(name) => text.extend(["FROM ", name, " AS full\n"]),
         None => text += "ARG ORIGINAL\nFROM ${ORIGINAL} AS full\n",

@@ -26,7 +26,7 @@ mod progress;
 mod unfinished;
 
 pub use blob::Written;
-pub use dockerfile::{RECIPE, Recipe, write_recipe};
+pub use dockerfile::{Recipe, recipe_in, write_recipe};
 pub use edits::{Edits, Removals};
 pub use index::{Member, write_index};
 pub use pack::{Compression, Packing};

@@ -82,13 +82,13 @@ pub fn build(spec: &BuildSpec, reporter: &dyn Reporter) -> Result<Summary, Pipel
     if spec.recipe {
         reporter.step("writing the Dockerfile");
         let (summary, allowlist) = wanted.recipe(&original, &profile, &spec.output)?;
-        results.remove_others(None)?;
+        results.remove_images(None)?;
         results.seccomp(&allowlist)?;
         return finish(spec, &results, &profile, summary);
     }
     reporter.step("building the slim image");
     let product = ManuallyDrop::new(wanted.produce(&original, &profile, &file)?);
-    results.remove_others(Some(spec.product.format))?;
+    results.remove_others(spec.product.format)?;
     results.seccomp(&product.allowlist)?;
     let summary = wanted.summary(&original, &profile, &product);
     finish(spec, &results, &profile, summary)

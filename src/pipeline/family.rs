@@ -381,7 +381,7 @@ impl Work<'_> {
         let original = Original { image, tree, places, progress };
         let product = wanted.write(&original, profile, keep, base, &file)?;
         results.seccomp(&product.allowlist)?;
-        results.remove_others(Some(format))?;
+        results.remove_others(format)?;
         let summary = wanted.summary(&original, profile, &product);
         results.summary(&summary)?;
         write_json(&results.path("profile.json"), profile)?;

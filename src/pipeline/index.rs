@@ -58,7 +58,7 @@ pub fn index(spec: &IndexSpec, reporter: &dyn Reporter) -> Result<Joined, Pipeli
     let results = Results::open(&spec.output)?;
     reporter.step("joining the images");
     let digest = emit::write_index(&members, &tag, spec.format, &results.image(spec.format)?)?;
-    results.remove_others(Some(spec.format))?;
+    results.remove_others(spec.format)?;
     let platforms =
         members.iter().map(|m| (m.image.platform.clone(), m.image.manifest_digest)).collect();
     Ok(Joined { tag, digest, platforms })

@@ -86,28 +86,36 @@ impl Results {
         Ok(place)
     }
 
-    /// Removes what an earlier run left and this one does not: it would pass for this one's. `None`
-    /// is a recipe.
-    pub(super) fn remove_others(&self, written: Option<ImageFormat>) -> Result<(), PipelineError> {
-        if written != Some(ImageFormat::Archive) {
+    /// Removes what an earlier run left and this one, which wrote an image, does not: it would pass for
+    /// this one's.
+    pub(super) fn remove_others(&self, written: ImageFormat) -> Result<(), PipelineError> {
+        self.remove_images(Some(written))?;
+        self.remove_recipe()
+    }
+
+    /// Removes images of an earlier run in every format but one.
+    pub(super) fn remove_images(&self, but: Option<ImageFormat>) -> Result<(), PipelineError> {
+        if but != Some(ImageFormat::Archive) {
             remove(&self.path("image.tar"))?;
         }
         let layout = self.path("image");
-        if written != Some(ImageFormat::Layout) && layout.join("oci-layout").exists() {
+        if but != Some(ImageFormat::Layout) && layout.join("oci-layout").exists() {
             fs::remove_dir_all(&layout).map_err(io_at("cannot remove", &layout))?;
-        }
-        if written.is_some() {
-            emit::RECIPE.iter().try_for_each(|name| remove(&self.path(name)))?;
         }
         Ok(())
     }
 
-    /// Removes image and seccomp files of an earlier trace, which would pass for this one's.
+    fn remove_recipe(&self) -> Result<(), PipelineError> {
+        emit::recipe_in(&self.folder).iter().try_for_each(|path| remove(path))
+    }
+
+    /// Removes image, recipe and seccomp files of an earlier run, which would pass for this one's.
     pub(super) fn remove_products(&self) -> Result<(), PipelineError> {
-        for name in ["seccomp.json", "seccomp.oci.json"].iter().chain(&emit::RECIPE) {
+        for name in ["seccomp.json", "seccomp.oci.json"] {
             remove(&self.path(name))?;
         }
-        self.remove_others(None)
+        self.remove_images(None)?;
+        self.remove_recipe()
     }
 
     pub(super) fn seccomp(&self, allowlist: &Allowlist) -> Result<(), PipelineError> {

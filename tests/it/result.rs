@@ -565,7 +565,12 @@ fn a_form_takes_the_place_of_the_one_before() {
         assert_eq!(code, 0, "{format}: {text}");
         assert_eq!(there(), want, "{format}");
     }
-    // Somebody's folder is not slim's to replace.
+    // Somebody's Dockerfile is not slim's to remove, nor is a folder to be replaced.
+    std::fs::write(dir.path().join("out/Dockerfile"), "FROM scratch\n").unwrap();
+    let (code, text) = outcome(&build(dir.path(), &["--format", "archive"]));
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(there(), ["image.tar", "Dockerfile"]);
+    std::fs::remove_file(dir.path().join("out/Dockerfile")).unwrap();
     std::fs::create_dir(dir.path().join("out/image")).unwrap();
     std::fs::write(dir.path().join("out/image/cat.png"), "miaow").unwrap();
     let (code, text) = outcome(&build(dir.path(), &["--format", "layout"]));

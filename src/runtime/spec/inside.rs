@@ -39,10 +39,12 @@ pub fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(join(root, &here))
 }
 
-/// Makes the directory `path` inside `root` (0755, root's) with its parents, if it is not there.
-pub fn ensure_dir(root: &Path, path: &Path) -> io::Result<()> {
+/// Makes the directory `path` inside `root` (0755, root's) with its parents, if it is not there; where
+/// it is, without `root`.
+pub fn ensure_dir(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let at = resolve(root, path)?;
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(at)
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&at)?;
+    Ok(at.strip_prefix(root).unwrap_or(&at).to_owned())
 }
 
 /// The text of a file inside `root`; `None` if it cannot be read.

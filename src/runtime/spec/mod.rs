@@ -310,7 +310,8 @@ fn workdir(input: &SpecInput<'_>) -> Result<String, RuntimeError> {
     Ok(path)
 }
 
-fn make_inside(root: &Path, path: &str, what: &str) -> Result<(), RuntimeError> {
+/// Makes a directory; where it is, without `root`.
+fn make_inside(root: &Path, path: &str, what: &str) -> Result<PathBuf, RuntimeError> {
     inside::ensure_dir(root, Path::new(path)).map_err(|error| RuntimeError::Container {
         what: format!("{what} {path}"),
         why: error.to_string(),
@@ -346,15 +347,8 @@ fn mounts(
         }
     }
     for volume in volumes {
-        make_inside(input.rootfs, &volume.inside, "volume")?;
-        let at = inside::resolve(input.rootfs, Path::new(&volume.inside));
-        let at = at.map_err(|error| RuntimeError::Container {
-            what: format!("volume {}", volume.inside),
-            why: error.to_string(),
-        })?;
-        let at =
-            at.strip_prefix(input.rootfs).map_or(at.clone(), |below| input.root_path.join(below));
-        wanted.push(volume.mount(&at));
+        let at = make_inside(input.rootfs, &volume.inside, "volume")?;
+        wanted.push(volume.mount(&input.root_path.join(at)));
     }
     if input.options.init {
         wanted.push(init_mount(input.init)?);

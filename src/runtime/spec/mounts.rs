@@ -35,7 +35,7 @@ impl Volume {
         Self { inside: inside.to_owned(), options }
     }
 
-    /// The mount, where `source` is the directory as slim reaches it.
+    /// The mount, where `source` is the directory as the runtime reaches it.
     pub fn mount(self, source: &Path) -> Value {
         bind(source, &self.inside, self.options)
     }
